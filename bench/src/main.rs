@@ -1,0 +1,2 @@
+//! Ratios from one run.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `mig` tool.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Source and destination of a live migration over any transport

@@ -1,0 +1,1 @@
+//! QEMU's migration wire format as values: decoder, encoder, state tables; no I/O

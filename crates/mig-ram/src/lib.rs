@@ -1,0 +1,1 @@
+//! Named guest RAM blocks, dirty tracking, zero tests and bulk placement

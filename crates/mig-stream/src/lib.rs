@@ -1,0 +1,1 @@
+//! The async QEMUFile: buffered, counted, paced and stoppable byte streams over any channel

@@ -1,0 +1,1 @@
+//! Transport conformance suite, fault doubles and synthetic guests for tests

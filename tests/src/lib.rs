@@ -1,0 +1,1 @@
+//! Scenarios across crates, and the harness that drives real QEMU.
