@@ -1,1 +1,22 @@
 //! Scenarios across crates, and the harness that drives real QEMU.
+//!
+//! ```text
+//!   scenario (tests/*.rs)
+//!      │ boots            │ runs                │ tells
+//!      ▼                  ▼                     ▼
+//!   qemu ── qmp        mig (the binary)      report ── skips, results for docs/interop.md
+//!      │ looks inside     │
+//!      ▼                  ▼
+//!   guest (images, memory check)
+//! ```
+//! Everything here panics with a sentence instead of returning an error: a test has no caller who could do
+//! better. Every wait has a deadline, every child is ended by its handle, every name is unique to its test, so
+//! the scenarios run beside each other.
+
+pub mod guest;
+pub mod mig;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod report;
+pub mod scratch;
