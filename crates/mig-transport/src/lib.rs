@@ -1,1 +1,37 @@
-//! The socket every migration transport fits: channels, regions of guest memory, addresses, RAM hooks
+//! The socket every migration transport fits.
+//!
+//! ```text
+//!   address ──▶ Connector / Listener ──▶ Channel ──┬── Receiver  (owned half)
+//!   (URI, JSON)   (one pair a backend)             ├── Sender    (owned half)
+//!                                                  ├── RamHooks  (transports that move pages themselves)
+//!                                                  └── ShutdownHandle (any task, both halves)
+//! ```
+//!
+//! A backend implements the small traits ([`SendHalf`], [`ReceiveHalf`], [`Connector`], [`Listener`]); everything above
+//! uses the concrete holders ([`Channel`], [`Sender`], [`Receiver`]), which check for shutdown once, for all backends.
+//! Guest memory is a [`Region`]: pinned and shared with a running guest, so nobody ever holds a Rust reference into it.
+//! On failure every operation answers an [`Error`] sorted by [`Blame`], or an `io::Error` on the byte paths.
+
+pub mod address;
+mod capabilities;
+mod channel;
+mod connect;
+mod error;
+mod fd_io;
+mod gather;
+mod hooks;
+mod region;
+mod shutdown;
+
+pub use crate::{
+    address::{Address, AddressError, MigrationAddress},
+    capabilities::Capabilities,
+    channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, Receiver, SendHalf, Sender},
+    connect::{Connector, Listener},
+    error::{Blame, Error, Result},
+    fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
+    gather::{Gather, GatherFull},
+    hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePage, WindowReason},
+    region::{OutOfRegion, Region, RegionSlice, VecRegion},
+    shutdown::{ForceShutdown, ShutdownHandle},
+};

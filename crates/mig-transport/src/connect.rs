@@ -1,0 +1,36 @@
+//! Making channels: by connecting, or by listening.
+
+use async_trait::async_trait;
+
+use crate::{channel::Channel, error::Result};
+
+/// Opens channels to one address. A migration with several channels calls it several times.
+#[async_trait]
+pub trait Connector: Send + Sync {
+    /// Opens one channel.
+    ///
+    /// Every address that a name stands for is tried in order; the error tells of each. The wait is bounded by the
+    /// deadline the connector was made with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future abandons the attempt; nothing stays open. A name lookup that the system does not let
+    /// itself be interrupted ends behind the caller's back.
+    async fn connect(&self) -> Result<Channel>;
+}
+
+/// Waits for channels at one address. What comes is raw: whoever accepts classifies a channel by its first bytes.
+#[async_trait]
+pub trait Listener: Send {
+    /// The next channel. After the last one a single-channel transport (fd, exec, file) can give, it fails with
+    /// [`Error::Misuse`](crate::Error::Misuse).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no channel.
+    async fn accept(&mut self) -> Result<Channel>;
+
+    /// Where it listens, as URIs with the port that was really bound (QEMU's `socket-address`). Empty where nobody
+    /// needs to find it.
+    fn local_addresses(&self) -> Vec<String>;
+}

@@ -1,0 +1,246 @@
+//! Channel halves over any descriptor that the kernel can poll: sockets of every family, pipes, FIFOs.
+//!
+//! tcp, unix, vsock, fd and exec all end here, so the raw vectored calls exist once. Readiness comes from tokio, the
+//! bytes go straight between the kernel and guest memory.
+
+#![expect(
+    unsafe_code,
+    reason = "registers descriptors with the reactor, reads into spare capacity; see each block"
+)]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
+
+use crate::{
+    channel::{ReceiveHalf, SendHalf},
+    gather::{Gather, receive_from},
+    region::RegionSlice,
+    shutdown::ForceShutdown,
+};
+
+/// What kind of descriptor this is: it decides how to send without a signal and how to end one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdKind {
+    /// A connected stream socket.
+    Socket,
+    /// A pipe or FIFO.
+    Pipe,
+}
+
+/// A descriptor registered with the runtime.
+pub struct FdIo {
+    fd: AsyncFd<OwnedFd>,
+    kind: FdKind,
+}
+
+impl FdIo {
+    /// Registers a descriptor and sets it non-blocking. Must be called inside a tokio runtime.
+    pub fn new(fd: OwnedFd, kind: FdKind, interest: Interest) -> io::Result<Arc<Self>> {
+        set_nonblocking(fd.as_fd())?;
+        // SAFETY: the `OwnedFd` is moved in and owned by the `AsyncFd` until it is dropped, so the descriptor stays
+        // open and keeps its identity for as long as it is registered.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }
+            .map_err(|error| error.into_parts().1)?;
+        Ok(Arc::new(Self { fd, kind }))
+    }
+
+    /// The descriptor, for socket options.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+
+    /// Both halves of a two-way descriptor.
+    pub fn split(self: &Arc<Self>) -> (FdReceiveHalf, FdSendHalf) {
+        (FdReceiveHalf(Arc::clone(self)), FdSendHalf { io: Arc::clone(self), ended: false })
+    }
+
+    /// The reading half alone.
+    pub fn receive_half(self: &Arc<Self>) -> FdReceiveHalf {
+        FdReceiveHalf(Arc::clone(self))
+    }
+
+    /// The writing half alone.
+    pub fn send_half(self: &Arc<Self>) -> FdSendHalf {
+        FdSendHalf { io: Arc::clone(self), ended: false }
+    }
+
+    fn raw(&self) -> i32 {
+        self.fd.get_ref().as_raw_fd()
+    }
+
+    fn shutdown(&self, how: libc::c_int) -> io::Result<()> {
+        if self.kind != FdKind::Socket {
+            return Ok(());
+        }
+        // SAFETY: plain call on a descriptor we own.
+        if unsafe { libc::shutdown(self.raw(), how) } == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // The peer was faster: the direction is closed, which is what was asked.
+            error if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    fn poll_io<T>(
+        &self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            let mut ready = ready!(if interest == Interest::READABLE {
+                self.fd.poll_read_ready(cx)
+            } else {
+                self.fd.poll_write_ready(cx)
+            })?;
+            match ready.try_io(|_| call()) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(outcome) => return Poll::Ready(outcome),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// For sockets. A pipe has nothing to shut down, and a handle that kept it open would keep its reader waiting: give
+/// such a channel no `force`, closing the descriptor is its only end.
+impl ForceShutdown for Arc<FdIo> {
+    fn force_shutdown(&self) {
+        // Nobody is left to tell if this fails; the halves are woken either way.
+        if let Err(error) = self.shutdown(libc::SHUT_RDWR) {
+            tracing::debug!(%error, "shutdown of a socket");
+        }
+    }
+}
+
+impl std::fmt::Debug for FdIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FdIo").field("fd", &self.raw()).field("kind", &self.kind).finish()
+    }
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let raw = fd.as_raw_fd();
+    // SAFETY: plain calls on an open descriptor.
+    let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The reading half of an [`FdIo`].
+#[derive(Debug)]
+pub struct FdReceiveHalf(Arc<FdIo>);
+
+impl AsyncRead for FdReceiveHalf {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let io = &self.0;
+        ready!(io.poll_io(cx, Interest::READABLE, || {
+            // SAFETY: the kernel writes only initialised bytes; none is marked filled before it was written.
+            let spare = unsafe { buffer.unfilled_mut() };
+            // SAFETY: `spare` is writable memory of that length, exclusively ours during the call.
+            let got = unsafe { libc::read(io.raw(), spare.as_mut_ptr().cast(), spare.len()) };
+            let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+            // SAFETY: the kernel has just written `got` bytes there.
+            unsafe { buffer.assume_init(got) };
+            buffer.advance(got);
+            Ok(())
+        }))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl ReceiveHalf for FdReceiveHalf {
+    fn poll_receive(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &[RegionSlice],
+    ) -> Poll<io::Result<usize>> {
+        let io = &self.0;
+        io.poll_io(cx, Interest::READABLE, || receive_from(io.raw(), into))
+    }
+}
+
+/// The writing half of an [`FdIo`]. Dropping it ends the write direction of a socket; a pipe ends when its last
+/// holder goes.
+#[derive(Debug)]
+pub struct FdSendHalf {
+    io: Arc<FdIo>,
+    ended: bool,
+}
+
+impl FdSendHalf {
+    fn end(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        self.io.shutdown(libc::SHUT_WR)
+    }
+}
+
+impl AsyncWrite for FdSendHalf {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let io = &self.io;
+        io.poll_io(cx, Interest::WRITABLE, || {
+            let (start, len) = (bytes.as_ptr().cast(), bytes.len());
+            let sent = match io.kind {
+                // SAFETY: `bytes` is readable for its length during the call.
+                FdKind::Socket => unsafe { libc::send(io.raw(), start, len, libc::MSG_NOSIGNAL) },
+                // SAFETY: as above.
+                FdKind::Pipe => unsafe { libc::write(io.raw(), start, len) },
+            };
+            usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.end())
+    }
+}
+
+impl SendHalf for FdSendHalf {
+    fn poll_send(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        gather: &mut Gather,
+    ) -> Poll<io::Result<usize>> {
+        if gather.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let io = &self.io;
+        io.poll_io(cx, Interest::WRITABLE, || gather.send_to(io.raw(), io.kind == FdKind::Socket))
+    }
+}
+
+impl Drop for FdSendHalf {
+    fn drop(&mut self) {
+        // A destructor has nobody to answer to; the descriptor goes with its last holder anyway.
+        let _ended = self.end();
+    }
+}

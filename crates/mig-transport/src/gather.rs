@@ -1,0 +1,315 @@
+//! A list of bytes to send: small heads, copied, between pages of guest memory, referenced.
+//!
+//! ```text
+//!   heads:  [word][word]…            copied here, a few bytes each
+//!   parts:  head 0..8 | page | head 8..16 | page | …     in the order of the wire
+//!            ▲ next, skip: how far the kernel has taken it
+//! ```
+//!
+//! The kernel reads the pages; user space never does. The list keeps every region alive until it is cleared, and its
+//! size is bounded: [`Gather::MAX_PARTS`] parts (the kernel's own `IOV_MAX`) and [`Gather::MAX_HEAD_BYTES`].
+
+#![expect(
+    unsafe_code,
+    reason = "iovecs are raw pointers into guest memory, kept alive by the list itself"
+)]
+
+use std::{io, mem::MaybeUninit, os::fd::RawFd, sync::Arc};
+
+use crate::region::{OutOfRegion, Region, RegionSlice};
+
+/// The list has no room for another part: send it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the gather list is full")]
+pub struct GatherFull;
+
+#[derive(Clone, Copy)]
+enum Part {
+    Head { start: u32, len: u32 },
+    Page { region: u32, offset: usize, len: usize },
+}
+
+impl Part {
+    fn len(self) -> usize {
+        match self {
+            Self::Head { len, .. } => len as usize,
+            Self::Page { len, .. } => len,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Gather {
+    heads: Vec<u8>,
+    parts: Vec<Part>,
+    regions: Vec<Arc<dyn Region>>,
+    /// The first part not wholly sent.
+    next: usize,
+    /// Bytes of that part already sent.
+    skip: usize,
+    remaining: usize,
+}
+
+impl Gather {
+    /// Parts a list may hold: the kernel's limit for one call (`IOV_MAX`).
+    pub const MAX_PARTS: usize = 1024;
+    /// Bytes of heads a list may hold.
+    pub const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes still to be sent.
+    pub fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    /// Whether everything was sent.
+    pub fn is_empty(&self) -> bool {
+        self.remaining == 0
+    }
+
+    /// Parts in the list, sent ones included.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Whether a head of `head_len` bytes and one page still fit.
+    pub fn has_room(&self, head_len: usize) -> bool {
+        self.parts.len() + 2 <= Self::MAX_PARTS
+            && self.heads.len() + head_len <= Self::MAX_HEAD_BYTES
+    }
+
+    /// Appends bytes by copying them.
+    pub fn push_head(&mut self, bytes: &[u8]) -> Result<(), GatherFull> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.heads.len() + bytes.len() > Self::MAX_HEAD_BYTES {
+            return Err(GatherFull);
+        }
+        let end = self.heads.len();
+        let full = self.parts.len() == Self::MAX_PARTS;
+        match self.parts.last_mut() {
+            // Heads that follow each other are one part.
+            Some(Part::Head { start, len }) if (*start + *len) as usize == end => {
+                *len += bytes.len() as u32;
+            }
+            _ if full => return Err(GatherFull),
+            _ => self.parts.push(Part::Head { start: end as u32, len: bytes.len() as u32 }),
+        }
+        self.heads.extend_from_slice(bytes);
+        self.remaining += bytes.len();
+        Ok(())
+    }
+
+    /// Appends `len` bytes of `region` from `offset` by reference; the region is kept until the list is cleared.
+    ///
+    /// # Errors
+    ///
+    /// `Ok(Err(GatherFull))` when there is no room, `Err` when the range does not exist.
+    pub fn push_page(
+        &mut self,
+        region: &Arc<dyn Region>,
+        offset: usize,
+        len: usize,
+    ) -> Result<Result<(), GatherFull>, OutOfRegion> {
+        let region_len = region.len();
+        if offset.checked_add(len).is_none_or(|end| end > region_len) {
+            return Err(OutOfRegion { offset, len, region_len });
+        }
+        if self.parts.len() == Self::MAX_PARTS {
+            return Ok(Err(GatherFull));
+        }
+        if len == 0 {
+            return Ok(Ok(()));
+        }
+        // A migration has few blocks and long runs of one: the last one used is nearly always the one.
+        let index = match self.regions.iter().rposition(|kept| Arc::ptr_eq(kept, region)) {
+            Some(index) => index,
+            None => {
+                self.regions.push(Arc::clone(region));
+                self.regions.len() - 1
+            }
+        };
+        self.parts.push(Part::Page { region: index as u32, offset, len });
+        self.remaining += len;
+        Ok(Ok(()))
+    }
+
+    /// Notes that the first `n` remaining bytes were sent.
+    ///
+    /// # Panics
+    ///
+    /// If fewer than `n` bytes remain.
+    pub fn advance(&mut self, mut n: usize) {
+        assert!(n <= self.remaining, "sent {n} of {} bytes", self.remaining);
+        self.remaining -= n;
+        while n > 0 {
+            let left = self.parts[self.next].len() - self.skip;
+            if n < left {
+                self.skip += n;
+                return;
+            }
+            n -= left;
+            self.next += 1;
+            self.skip = 0;
+        }
+    }
+
+    /// Forgets everything, sent or not, and lets the regions go. Keeps its allocations.
+    pub fn clear(&mut self) {
+        self.heads.clear();
+        self.parts.clear();
+        self.regions.clear();
+        self.next = 0;
+        self.skip = 0;
+        self.remaining = 0;
+    }
+
+    /// Copies the next remaining bytes into `into` without sending them, for channels that cannot send from guest
+    /// memory (TLS, test doubles). Answers how many; the caller [`advance`](Self::advance)s by what it got rid of.
+    pub fn copy_next(&self, into: &mut [u8]) -> usize {
+        let mut done = 0;
+        let mut skip = self.skip;
+        for part in &self.parts[self.next..] {
+            if done == into.len() {
+                break;
+            }
+            let n = (part.len() - skip).min(into.len() - done);
+            let target = &mut into[done..done + n];
+            match *part {
+                Part::Head { start, .. } => {
+                    target.copy_from_slice(&self.heads[start as usize + skip..][..n]);
+                }
+                Part::Page { region, offset, .. } => {
+                    let region = Arc::clone(&self.regions[region as usize]);
+                    RegionSlice::new(region, offset + skip, n)
+                        .expect("the range was checked when it was pushed")
+                        .copy_out(target);
+                }
+            }
+            done += n;
+            skip = 0;
+        }
+        done
+    }
+
+    /// One gathered system call on a non-blocking descriptor; what was sent is advanced past.
+    pub(crate) fn send_to(&mut self, fd: RawFd, socket: bool) -> io::Result<usize> {
+        let mut iov = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MAX_PARTS];
+        let mut skip = self.skip;
+        let parts = &self.parts[self.next..];
+        for (slot, part) in iov.iter_mut().zip(parts) {
+            let (base, len) = match *part {
+                Part::Head { start, len } => {
+                    (self.heads[start as usize..].as_ptr().cast_mut(), len as usize)
+                }
+                Part::Page { region, offset, len } => {
+                    // SAFETY: `offset + len <= region.len()` was checked when the page was pushed.
+                    (unsafe { self.regions[region as usize].as_ptr().add(offset) }.as_ptr(), len)
+                }
+            };
+            // SAFETY: `skip < len` of the first part (advance keeps it so) and 0 for the others.
+            let base = unsafe { base.add(skip) };
+            slot.write(libc::iovec { iov_base: base.cast(), iov_len: len - skip });
+            skip = 0;
+        }
+        // SAFETY: the first `parts.len()` entries were written above; they describe memory that `self` keeps alive
+        // (heads, regions) for the whole call, and the kernel only reads it.
+        let sent = unsafe { raw_send(fd, socket, iov.as_ptr().cast(), parts.len()) }?;
+        self.advance(sent);
+        Ok(sent)
+    }
+}
+
+/// # Safety
+///
+/// `iov` points to `count` initialised entries describing readable memory.
+unsafe fn raw_send(
+    fd: RawFd,
+    socket: bool,
+    iov: *const libc::iovec,
+    count: usize,
+) -> io::Result<usize> {
+    let sent = if socket {
+        // SAFETY: all zeroes is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = iov.cast_mut();
+        message.msg_iovlen = count as _;
+        // SAFETY: per the caller; MSG_NOSIGNAL because a library must not kill its host with SIGPIPE.
+        unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL) }
+    } else {
+        // SAFETY: per the caller.
+        unsafe { libc::writev(fd, iov, count as libc::c_int) }
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// One scattered read into regions on a non-blocking descriptor.
+pub(crate) fn receive_from(fd: RawFd, into: &[RegionSlice]) -> io::Result<usize> {
+    let mut iov = [const { MaybeUninit::<libc::iovec>::uninit() }; Gather::MAX_PARTS];
+    let count = into.len().min(iov.len());
+    for (slot, slice) in iov.iter_mut().zip(into) {
+        slot.write(libc::iovec { iov_base: slice.as_ptr().as_ptr().cast(), iov_len: slice.len() });
+    }
+    // SAFETY: `count` entries were written; each describes mapped, writable memory that the slices keep alive.
+    let got = unsafe { libc::readv(fd, iov.as_ptr().cast(), count as libc::c_int) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::VecRegion;
+
+    fn region(fill: u8, len: usize) -> Arc<dyn Region> {
+        let region: Arc<dyn Region> = VecRegion::zeroed(len);
+        RegionSlice::whole(Arc::clone(&region)).copy_in(&vec![fill; len]);
+        region
+    }
+
+    fn drain(gather: &mut Gather, step: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut buffer = vec![0; step];
+        while !gather.is_empty() {
+            let n = gather.copy_next(&mut buffer);
+            all.extend_from_slice(&buffer[..n]);
+            gather.advance(n);
+        }
+        all
+    }
+
+    #[test]
+    fn order_is_kept_whatever_the_step() {
+        for step in 1..20 {
+            let mut gather = Gather::new();
+            gather.push_head(b"ab").unwrap();
+            gather.push_head(b"c").unwrap();
+            gather.push_page(&region(b'x', 16), 2, 5).unwrap().unwrap();
+            gather.push_head(b"de").unwrap();
+            gather.push_page(&region(b'y', 4), 0, 4).unwrap().unwrap();
+            assert_eq!(gather.parts(), 4);
+            assert_eq!(gather.remaining(), 14);
+            assert_eq!(drain(&mut gather, step), b"abcxxxxxdeyyyy");
+        }
+    }
+
+    #[test]
+    fn bounds_hold() {
+        let mut gather = Gather::new();
+        let page = region(0, 8);
+        assert!(gather.push_page(&page, 4, 5).is_err());
+        for _ in 0..Gather::MAX_PARTS {
+            gather.push_page(&page, 0, 8).unwrap().unwrap();
+        }
+        assert_eq!(gather.push_page(&page, 0, 8).unwrap(), Err(GatherFull));
+        assert_eq!(gather.push_head(b"x"), Err(GatherFull));
+        gather.clear();
+        assert!(gather.push_head(&vec![0; Gather::MAX_HEAD_BYTES + 1]).is_err());
+        assert!(gather.push_head(b"x").is_ok());
+    }
+}

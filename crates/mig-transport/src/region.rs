@@ -1,0 +1,274 @@
+//! Guest memory: a pinned, shareable range of bytes that somebody else writes at any time.
+//!
+//! Rules of this room:
+//!
+//! 1. Nobody forms a Rust reference (`&[u8]`, `IoSlice`) into a region: another thread or the guest may be writing it.
+//! 2. Copies go through `rep movsb` in inline assembly (x86-64) or volatile words, which the compiler may neither
+//!    split into assumptions nor elide. A torn page is harmless: whoever wrote it also made it dirty again.
+//! 3. Every access is bounds-checked against the region's length when the [`RegionSlice`] is made.
+
+#![expect(
+    unsafe_code,
+    reason = "guest memory is reached by raw pointers; rules in the module head"
+)]
+
+use std::{fmt, ptr::NonNull, sync::Arc};
+
+/// A range of memory that may be shared with a running guest.
+///
+/// # Safety
+///
+/// The implementor promises that, for as long as the value lives:
+///
+/// - `as_ptr()` answers the same address and `len()` the same length each time;
+/// - all `len()` bytes are mapped readable and writable, and stay so;
+/// - no Rust reference to any of these bytes is alive while a user of this trait may touch them.
+pub unsafe trait Region: Send + Sync {
+    /// The first byte.
+    fn as_ptr(&self) -> NonNull<u8>;
+    /// The length in bytes.
+    fn len(&self) -> usize;
+    /// Whether there is nothing here.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An offset and a length that do not fit a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at offset {offset:#x} do not fit a region of {region_len:#x} bytes")]
+pub struct OutOfRegion {
+    /// Where the range starts.
+    pub offset: usize,
+    /// How long it is.
+    pub len: usize,
+    /// What there is.
+    pub region_len: usize,
+}
+
+/// A checked part of a region, which it keeps alive.
+#[derive(Clone)]
+pub struct RegionSlice {
+    region: Arc<dyn Region>,
+    offset: usize,
+    len: usize,
+}
+
+impl RegionSlice {
+    /// `len` bytes of `region` from `offset`; refused unless all of them exist.
+    pub fn new(region: Arc<dyn Region>, offset: usize, len: usize) -> Result<Self, OutOfRegion> {
+        let region_len = region.len();
+        match offset.checked_add(len) {
+            Some(end) if end <= region_len => Ok(Self { region, offset, len }),
+            _ => Err(OutOfRegion { offset, len, region_len }),
+        }
+    }
+
+    /// All of `region`.
+    pub fn whole(region: Arc<dyn Region>) -> Self {
+        let len = region.len();
+        Self { region, offset: 0, len }
+    }
+
+    /// A part of this part, counted from its own start.
+    pub fn sub(&self, offset: usize, len: usize) -> Result<Self, OutOfRegion> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => {
+                Ok(Self { region: Arc::clone(&self.region), offset: self.offset + offset, len })
+            }
+            _ => Err(OutOfRegion { offset, len, region_len: self.len }),
+        }
+    }
+
+    /// The region this is a part of.
+    pub fn region(&self) -> &Arc<dyn Region> {
+        &self.region
+    }
+
+    /// Where this part starts in its region.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// The address of the first byte. Valid for `len()` bytes while `self` lives; see the trait's rules for its use.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        // SAFETY: `offset + len <= region.len()` was checked on construction, so the result is inside the mapping
+        // (or one past its end when the slice is empty).
+        unsafe { self.region.as_ptr().add(self.offset) }
+    }
+
+    /// The length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing here.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies the first `into.len()` bytes out.
+    ///
+    /// # Panics
+    ///
+    /// If `into` is longer than this slice.
+    pub fn copy_out(&self, into: &mut [u8]) {
+        assert!(into.len() <= self.len, "copy of {} bytes out of {}", into.len(), self.len);
+        // SAFETY: source is `into.len() <= len` mapped bytes; the destination is exclusively ours; the two cannot
+        // overlap because no reference into a region exists (trait rules).
+        unsafe { copy(self.as_ptr().as_ptr(), into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies all of `from` in, at the start of this slice.
+    ///
+    /// # Panics
+    ///
+    /// If `from` is longer than this slice.
+    pub fn copy_in(&self, from: &[u8]) {
+        assert!(from.len() <= self.len, "copy of {} bytes into {}", from.len(), self.len);
+        // SAFETY: as in `copy_out`, with the roles exchanged.
+        unsafe { copy(from.as_ptr(), self.as_ptr().as_ptr(), from.len()) }
+    }
+
+    /// Sets every byte to zero.
+    pub fn zero(&self) {
+        // SAFETY: `len` mapped, writable bytes from `as_ptr()`.
+        unsafe { fill_zero(self.as_ptr().as_ptr(), self.len) }
+    }
+}
+
+impl fmt::Debug for RegionSlice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegionSlice({:#x}+{:#x})", self.offset, self.len)
+    }
+}
+
+/// Copies without telling the compiler anything about the bytes.
+///
+/// # Safety
+///
+/// Both ranges are mapped for `len` bytes, `to` writable, and they do not overlap.
+#[cfg(target_arch = "x86_64")]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the instruction touches just the two ranges the caller vouches for; the ABI guarantees a clear
+    // direction flag. Opaque to the compiler, so a concurrent writer causes no undefined behaviour in Rust.
+    unsafe {
+        std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Copies without telling the compiler anything about the bytes.
+///
+/// # Safety
+///
+/// Both ranges are mapped for `len` bytes, `to` writable, and they do not overlap.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    let aligned = (from as usize | to as usize) % 8 == 0;
+    let words = if aligned { len / 8 } else { 0 };
+    for i in 0..words {
+        // SAFETY: `8 * (i + 1) <= len`, both pointers 8-aligned.
+        unsafe { to.cast::<u64>().add(i).write_volatile(from.cast::<u64>().add(i).read_volatile()) }
+    }
+    for i in words * 8..len {
+        // SAFETY: `i < len`.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) }
+    }
+}
+
+/// Zeroes `len` bytes.
+///
+/// # Safety
+///
+/// `to` is mapped writable for `len` bytes.
+#[cfg(target_arch = "x86_64")]
+unsafe fn fill_zero(to: *mut u8, len: usize) {
+    // SAFETY: as in `copy`, for one range.
+    unsafe {
+        std::arch::asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") 0u8,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Zeroes `len` bytes.
+///
+/// # Safety
+///
+/// `to` is mapped writable for `len` bytes.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn fill_zero(to: *mut u8, len: usize) {
+    for i in 0..len {
+        // SAFETY: `i < len`.
+        unsafe { to.add(i).write_volatile(0) }
+    }
+}
+
+/// A region on the heap, for tests and for device buffers; a guest's memory is mapped (`mig-ram`).
+pub struct VecRegion {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the allocation is owned by this value alone, reached only through raw pointers, and may move between threads.
+unsafe impl Send for VecRegion {}
+// SAFETY: shared access goes through raw copies whose races the region rules allow for.
+unsafe impl Sync for VecRegion {}
+
+impl VecRegion {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> Arc<Self> {
+        let bytes = vec![0u8; len].into_boxed_slice();
+        let start =
+            NonNull::new(Box::into_raw(bytes).cast::<u8>()).expect("a box's pointer is never null");
+        Arc::new(Self { start, len })
+    }
+}
+
+impl Drop for VecRegion {
+    fn drop(&mut self) {
+        // SAFETY: pointer and length come from the boxed slice of `zeroed`, which nobody else frees.
+        drop(unsafe {
+            Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len))
+        });
+    }
+}
+
+// SAFETY: the allocation lives and stays in place until drop, and no reference to its bytes is ever formed.
+unsafe impl Region for VecRegion {
+    fn as_ptr(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_go_in_and_come_out_at_the_right_place() {
+        let all = RegionSlice::whole(VecRegion::zeroed(100));
+        let part = all.sub(10, 20).unwrap();
+        part.copy_in(b"hello");
+        let mut seen = [0u8; 17];
+        all.copy_out(&mut seen);
+        assert_eq!(&seen, b"\0\0\0\0\0\0\0\0\0\0hello\0\0");
+        part.zero();
+        all.copy_out(&mut seen);
+        assert_eq!(seen, [0; 17]);
+    }
+
+    #[test]
+    fn ranges_that_do_not_exist_are_refused() {
+        let region = VecRegion::zeroed(100);
+        assert!(RegionSlice::new(region.clone(), 90, 11).is_err());
+        assert!(RegionSlice::new(region.clone(), usize::MAX, 2).is_err());
+        let part = RegionSlice::new(region, 50, 50).unwrap();
+        assert_eq!(part.sub(1, 50).unwrap_err().region_len, 50);
+        assert!(part.sub(50, 0).is_ok());
+    }
+}
