@@ -1,2 +1,69 @@
-//! Tasks of the repository.
-fn main() {}
+//! Tasks of the repository: `cargo xtask test`, `cargo xtask ci`, `cargo xtask floors`.
+//!
+//! ```text
+//!   test    provide what the suite needs ─▶ build mig ─▶ run every test ─▶ count, name the skips, docs/interop.md
+//!   ci      fmt ─▶ clippy ─▶ doc ─▶ floors ─▶ test
+//!   floors  dependency arrows between our crates point downwards only
+//! ```
+
+use std::process::ExitCode;
+
+mod floors;
+mod interop;
+mod provide;
+mod repository;
+mod second_qemu;
+mod summary;
+mod test;
+
+use repository::Repository;
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  test [--offline]   run every test there is; install what it needs where that is allowed (--offline: never)
+  ci                 fmt, clippy, doc, floors, then test
+  floors             check that dependencies between our crates only point downwards";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let repository = match Repository::find() {
+        Ok(repository) => repository,
+        Err(error) => return told(Err(error)),
+    };
+    match arguments.as_slice() {
+        ["test"] => told(test::run(&repository, provide::Network::Allowed)),
+        ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
+        ["floors"] => told(floors::check(&repository)),
+        ["ci"] => told(ci(&repository)),
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn ci(repository: &Repository) -> Result<(), String> {
+    repository.cargo(&["fmt", "--all", "--check"], &[])?;
+    repository.cargo(
+        &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        &[],
+    )?;
+    repository.cargo(
+        &["doc", "--workspace", "--no-deps", "--quiet"],
+        &[("RUSTDOCFLAGS", "-D warnings".as_ref())],
+    )?;
+    floors::check(repository)?;
+    test::run(repository, provide::Network::Allowed)
+}
+
+fn told(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
