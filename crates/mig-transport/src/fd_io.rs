@@ -38,17 +38,37 @@ pub enum FdKind {
 pub struct FdIo {
     fd: AsyncFd<OwnedFd>,
     kind: FdKind,
+    /// `O_NONBLOCK` was ours. It belongs to the open file, which other processes may share (a shell its stdin), so it
+    /// is taken back when this value goes.
+    restore_blocking: bool,
 }
 
 impl FdIo {
-    /// Registers a descriptor and sets it non-blocking. Must be called inside a tokio runtime.
+    /// Registers a descriptor and sets it non-blocking for as long as this value lives. Must be called inside a tokio
+    /// runtime.
     pub fn new(fd: OwnedFd, kind: FdKind, interest: Interest) -> io::Result<Arc<Self>> {
-        set_nonblocking(fd.as_fd())?;
+        let restore_blocking = set_nonblocking(fd.as_fd(), true)?;
         // SAFETY: the `OwnedFd` is moved in and owned by the `AsyncFd` until it is dropped, so the descriptor stays
         // open and keeps its identity for as long as it is registered.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }
-            .map_err(|error| error.into_parts().1)?;
-        Ok(Arc::new(Self { fd, kind }))
+        let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|error| {
+            let (fd, error) = error.into_parts();
+            if restore_blocking {
+                let _restored = set_nonblocking(fd.as_fd(), false);
+            }
+            error
+        })?;
+        Ok(Arc::new(Self { fd, kind, restore_blocking }))
+    }
+
+    /// Waits until the kernel calls the descriptor readable, without reading: for descriptors that carry no bytes, a
+    /// pidfd for one. Fails if it was registered without interest in reading.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub async fn readable(&self) -> io::Result<()> {
+        // Readiness is kept, not cleared: the caller asks about a lasting state.
+        self.fd.readable().await.map(|mut ready| ready.retain_ready())
     }
 
     /// The descriptor, for socket options.
@@ -58,7 +78,7 @@ impl FdIo {
 
     /// Both halves of a two-way descriptor.
     pub fn split(self: &Arc<Self>) -> (FdReceiveHalf, FdSendHalf) {
-        (FdReceiveHalf(Arc::clone(self)), FdSendHalf { io: Arc::clone(self), ended: false })
+        (self.receive_half(), self.send_half())
     }
 
     /// The reading half alone.
@@ -68,7 +88,7 @@ impl FdIo {
 
     /// The writing half alone.
     pub fn send_half(self: &Arc<Self>) -> FdSendHalf {
-        FdSendHalf { io: Arc::clone(self), ended: false }
+        FdSendHalf { io: Some(Arc::clone(self)) }
     }
 
     fn raw(&self) -> i32 {
@@ -128,18 +148,32 @@ impl std::fmt::Debug for FdIo {
     }
 }
 
-fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+impl Drop for FdIo {
+    fn drop(&mut self) {
+        if self.restore_blocking {
+            // A destructor has nobody to answer to, and the next holder can set the flag itself.
+            let _restored = set_nonblocking(self.as_fd(), false);
+        }
+    }
+}
+
+/// Sets or clears `O_NONBLOCK`; answers whether that changed anything.
+fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<bool> {
     let raw = fd.as_raw_fd();
     // SAFETY: plain calls on an open descriptor.
     let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
+    let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+    if wanted == flags {
+        return Ok(false);
+    }
     // SAFETY: as above.
-    if unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+    if unsafe { libc::fcntl(raw, libc::F_SETFL, wanted) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The reading half of an [`FdIo`].
@@ -179,20 +213,21 @@ impl ReceiveHalf for FdReceiveHalf {
     }
 }
 
-/// The writing half of an [`FdIo`]. Dropping it ends the write direction of a socket; a pipe ends when its last
-/// holder goes.
+/// The writing half of an [`FdIo`]. Ending or dropping it ends the write direction of a socket; a pipe ends when the
+/// last holder of its descriptor goes, and this half lets go of it then.
 #[derive(Debug)]
 pub struct FdSendHalf {
-    io: Arc<FdIo>,
-    ended: bool,
+    /// `None` once ended.
+    io: Option<Arc<FdIo>>,
 }
 
 impl FdSendHalf {
+    fn io(&self) -> io::Result<&Arc<FdIo>> {
+        self.io.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+
     fn end(&mut self) -> io::Result<()> {
-        if std::mem::replace(&mut self.ended, true) {
-            return Ok(());
-        }
-        self.io.shutdown(libc::SHUT_WR)
+        self.io.take().map_or(Ok(()), |io| io.shutdown(libc::SHUT_WR))
     }
 }
 
@@ -202,7 +237,7 @@ impl AsyncWrite for FdSendHalf {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let io = &self.io;
+        let io = self.io()?;
         io.poll_io(cx, Interest::WRITABLE, || {
             let (start, len) = (bytes.as_ptr().cast(), bytes.len());
             let sent = match io.kind {
@@ -230,10 +265,10 @@ impl SendHalf for FdSendHalf {
         cx: &mut Context<'_>,
         gather: &mut Gather,
     ) -> Poll<io::Result<usize>> {
-        if gather.is_empty() {
+        if gather.sendable() == 0 {
             return Poll::Ready(Ok(0));
         }
-        let io = &self.io;
+        let io = self.io()?;
         io.poll_io(cx, Interest::WRITABLE, || gather.send_to(io.raw(), io.kind == FdKind::Socket))
     }
 }

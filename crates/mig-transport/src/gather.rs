@@ -14,7 +14,12 @@
     reason = "iovecs are raw pointers into guest memory, kept alive by the list itself"
 )]
 
-use std::{io, mem::MaybeUninit, os::fd::RawFd, sync::Arc};
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    sync::Arc,
+};
 
 use crate::region::{OutOfRegion, Region, RegionSlice};
 
@@ -49,6 +54,8 @@ pub struct Gather {
     /// Bytes of that part already sent.
     skip: usize,
     remaining: usize,
+    /// Bytes that may still leave, where somebody paces them.
+    allowance: Option<usize>,
 }
 
 impl Gather {
@@ -65,6 +72,22 @@ impl Gather {
     /// Bytes still to be sent.
     pub fn remaining(&self) -> usize {
         self.remaining
+    }
+
+    /// Bytes that may leave now: all that remain, unless an allowance says less.
+    pub fn sendable(&self) -> usize {
+        self.allowance.map_or(self.remaining, |allowance| allowance.min(self.remaining))
+    }
+
+    /// Bounds what leaves from now on: no more than `allowance` bytes, in however many calls, until it is set anew.
+    /// `None`, the default, is no bound. A list without allowance left sends nothing, like an empty one.
+    pub fn set_allowance(&mut self, allowance: Option<usize>) {
+        self.allowance = allowance;
+    }
+
+    /// Bytes of heads in the list, sent ones included.
+    pub fn head_bytes(&self) -> usize {
+        self.heads.len()
     }
 
     /// Whether everything was sent.
@@ -148,6 +171,9 @@ impl Gather {
     pub fn advance(&mut self, mut n: usize) {
         assert!(n <= self.remaining, "sent {n} of {} bytes", self.remaining);
         self.remaining -= n;
+        if let Some(allowance) = &mut self.allowance {
+            *allowance = allowance.saturating_sub(n);
+        }
         while n > 0 {
             let left = self.parts[self.next].len() - self.skip;
             if n < left {
@@ -160,7 +186,7 @@ impl Gather {
         }
     }
 
-    /// Forgets everything, sent or not, and lets the regions go. Keeps its allocations.
+    /// Forgets everything, sent or not, the allowance too, and lets the regions go. Keeps its allocations.
     pub fn clear(&mut self) {
         self.heads.clear();
         self.parts.clear();
@@ -168,11 +194,15 @@ impl Gather {
         self.next = 0;
         self.skip = 0;
         self.remaining = 0;
+        self.allowance = None;
     }
 
     /// Copies the next remaining bytes into `into` without sending them, for channels that cannot send from guest
-    /// memory (TLS, test doubles). Answers how many; the caller [`advance`](Self::advance)s by what it got rid of.
+    /// memory (TLS, test doubles). Answers how many, within the allowance; the caller
+    /// [`advance`](Self::advance)s by what it got rid of.
     pub fn copy_next(&self, into: &mut [u8]) -> usize {
+        let wanted = into.len().min(self.sendable());
+        let into = &mut into[..wanted];
         let mut done = 0;
         let mut skip = self.skip;
         for part in &self.parts[self.next..] {
@@ -198,12 +228,40 @@ impl Gather {
         done
     }
 
+    /// Writes remaining bytes at `position` of a file with one blocking system call, leaving the file's own position
+    /// alone; what was written is advanced past. May write less than all.
+    pub fn write_at(&mut self, file: BorrowedFd<'_>, position: u64) -> io::Result<usize> {
+        let position =
+            libc::off64_t::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.with_iovecs(|iov, count| {
+            // SAFETY: `with_iovecs` vouches for the entries; the kernel only reads what they describe.
+            let sent = unsafe { libc::pwritev64(file.as_raw_fd(), iov, count as _, position) };
+            usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        })
+    }
+
     /// One gathered system call on a non-blocking descriptor; what was sent is advanced past.
     pub(crate) fn send_to(&mut self, fd: RawFd, socket: bool) -> io::Result<usize> {
+        self.with_iovecs(|iov, count| {
+            // SAFETY: `with_iovecs` vouches for the entries.
+            unsafe { raw_send(fd, socket, iov, count) }
+        })
+    }
+
+    /// Calls `call` with the remaining parts as kernel vectors, valid and alive during the call, and advances by what
+    /// it answers.
+    fn with_iovecs(
+        &mut self,
+        call: impl FnOnce(*const libc::iovec, usize) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let mut iov = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MAX_PARTS];
         let mut skip = self.skip;
-        let parts = &self.parts[self.next..];
-        for (slot, part) in iov.iter_mut().zip(parts) {
+        let mut allowed = self.sendable();
+        let mut count = 0;
+        for (slot, part) in iov.iter_mut().zip(&self.parts[self.next..]) {
+            if allowed == 0 {
+                break;
+            }
             let (base, len) = match *part {
                 Part::Head { start, len } => {
                     (self.heads[start as usize..].as_ptr().cast_mut(), len as usize)
@@ -215,12 +273,15 @@ impl Gather {
             };
             // SAFETY: `skip < len` of the first part (advance keeps it so) and 0 for the others.
             let base = unsafe { base.add(skip) };
-            slot.write(libc::iovec { iov_base: base.cast(), iov_len: len - skip });
+            let iov_len = (len - skip).min(allowed);
+            slot.write(libc::iovec { iov_base: base.cast(), iov_len });
+            allowed -= iov_len;
+            count += 1;
             skip = 0;
         }
-        // SAFETY: the first `parts.len()` entries were written above; they describe memory that `self` keeps alive
-        // (heads, regions) for the whole call, and the kernel only reads it.
-        let sent = unsafe { raw_send(fd, socket, iov.as_ptr().cast(), parts.len()) }?;
+        // The first `count` entries were written above; they describe memory that `self` keeps alive (heads,
+        // regions) for the whole call.
+        let sent = call(iov.as_ptr().cast(), count)?;
         self.advance(sent);
         Ok(sent)
     }
@@ -296,6 +357,30 @@ mod tests {
             assert_eq!(gather.remaining(), 14);
             assert_eq!(drain(&mut gather, step), b"abcxxxxxdeyyyy");
         }
+    }
+
+    #[test]
+    fn an_allowance_bounds_what_leaves_and_shrinks_with_it() {
+        let mut gather = Gather::new();
+        gather.push_head(b"ab").unwrap();
+        gather.push_page(&region(b'x', 8), 0, 8).unwrap().unwrap();
+        gather.set_allowance(Some(5));
+        let mut buffer = [0; 16];
+        assert_eq!(gather.copy_next(&mut buffer), 5);
+        gather.advance(3);
+        assert_eq!(gather.sendable(), 2);
+        assert_eq!(gather.copy_next(&mut buffer), 2);
+
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&ours);
+        assert_eq!(gather.send_to(fd, true).unwrap(), 2);
+        assert_eq!((gather.sendable(), gather.remaining()), (0, 5));
+        gather.set_allowance(None);
+        assert_eq!(gather.send_to(fd, true).unwrap(), 5);
+        drop(ours);
+        let mut seen = Vec::new();
+        std::io::Read::read_to_end(&mut { theirs }, &mut seen).unwrap();
+        assert_eq!(seen, b"xxxxxxx");
     }
 
     #[test]
