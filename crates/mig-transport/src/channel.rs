@@ -27,14 +27,15 @@ const BOUNCE_BYTES: usize = 64 * 1024;
 /// The writing half of a backend. `poll_shutdown` is the orderly end: everything is flushed, the direction closed, a
 /// child waited for, a file made durable; an error there means that the bytes may not have arrived.
 pub trait SendHalf: AsyncWrite + Send + Unpin {
-    /// Sends as much of `gather` as the channel takes now and advances it; answers how many bytes that were (at least
-    /// one unless the list is empty). The default copies through a buffer of bounded size.
+    /// Sends as much of `gather` as the channel takes now and its allowance permits, and advances it; answers how many
+    /// bytes that were (at least one unless nothing is [`sendable`](Gather::sendable)). The default copies through a
+    /// buffer of bounded size.
     fn poll_send(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         gather: &mut Gather,
     ) -> Poll<io::Result<usize>> {
-        let mut bounce = vec![0; BOUNCE_BYTES.min(gather.remaining())];
+        let mut bounce = vec![0; BOUNCE_BYTES.min(gather.sendable())];
         let n = gather.copy_next(&mut bounce);
         let sent = ready!(self.poll_write(cx, &bounce[..n]))?;
         gather.advance(sent);
