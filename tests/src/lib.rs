@@ -13,6 +13,7 @@
 //! better. Every wait has a deadline, every child is ended by its handle, every name is unique to its test, so
 //! the scenarios run beside each other.
 
+pub mod guard;
 pub mod guest;
 pub mod mig;
 pub mod process;

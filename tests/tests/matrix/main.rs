@@ -1,0 +1,85 @@
+//! The matrix: real QEMU, out through `mig recv --save` and in through `mig send`, over everything both speak.
+//!
+//! ```text
+//!   source QEMU ──link──▶ mig recv --save F        all memory right, still counting,
+//!                         mig send F ──link──▶ fresh QEMU     completed at both real ends
+//!                                  F ──exec:cat, file:──▶ third QEMU, without us
+//! ```
+//! One test a cell: {installed, unpacked QEMU} × {pc, q35} × transport × {plain, return path}. Where the transport
+//! has no way back, the cell with the return path demands that both ends refuse and that the guest stays where it is.
+//! Each cell tells its result for docs/interop.md.
+
+mod cell;
+mod link;
+mod piped;
+mod refused;
+
+use mig_tests::guard::guarded;
+use mig_tests::qemu::Release;
+
+use link::Transport;
+
+macro_rules! matrix {
+    ($($module:ident: $release:ident $machine:literal;)*) => { $(
+        mod $module {
+            use super::*;
+
+            rows! { $release $machine;
+                tcp_v4: TcpV4 works works;
+                tcp_v6: TcpV6 works works;
+                unix: Unix works works;
+                exec_by_qemu: ExecByQemu works works;
+                exec_by_both: ExecByBoth works works;
+                fd_socket: FdSocket works works;
+                fd_pipe: FdPipe works refused;
+                file: File works refused;
+            }
+
+            #[test]
+            fn straight_through_plain() {
+                guarded(|| piped::straight_through(Release::$release, $machine, false));
+            }
+
+            #[test]
+            fn straight_through_return_path() {
+                guarded(|| piped::straight_through(Release::$release, $machine, true));
+            }
+        }
+    )* };
+}
+
+macro_rules! rows {
+    ($release:ident $machine:literal; $($row:ident: $transport:ident $plain:ident $return_path:ident;)*) => { $(
+        mod $row {
+            use super::*;
+
+            #[test]
+            fn plain() {
+                guarded(|| run!($plain)(Release::$release, $machine, Transport::$transport, false));
+            }
+
+            #[test]
+            fn return_path() {
+                guarded(|| {
+                    run!($return_path)(Release::$release, $machine, Transport::$transport, true)
+                });
+            }
+        }
+    )* };
+}
+
+macro_rules! run {
+    (works) => {
+        cell::works
+    };
+    (refused) => {
+        refused::return_path
+    };
+}
+
+matrix! {
+    installed_pc: Installed "pc";
+    installed_q35: Installed "q35";
+    unpacked_pc: Unpacked "pc";
+    unpacked_q35: Unpacked "q35";
+}
