@@ -21,3 +21,4 @@ pub mod qemu;
 pub mod qmp;
 pub mod report;
 pub mod scratch;
+pub mod tap;

@@ -288,6 +288,15 @@ impl Qemu {
             Err(wrong) => panic!("{}: {wrong}", self.process.name()),
         }
     }
+
+    /// Waits until each counter of the running `fw-dirty` has left `before`, stops the guest and demands that
+    /// every page is right again.
+    #[track_caller]
+    pub fn counts_on_from(&mut self, before: &Counters) {
+        guest::wait_until_moved(&mut self.qmp, before);
+        self.stop();
+        let _ = self.counters();
+    }
 }
 
 impl Drop for Qemu {
@@ -331,15 +340,8 @@ impl Seen {
     pub fn lives_on_in(&self, destination: &mut Qemu, scratch: &Scratch) {
         let name = destination.process.name().to_owned();
         assert_eq!(destination.counters(), self.counters, "{name}: counters moved on the way");
-        assert_same(&name, &self.memory, &destination.memory(scratch));
+        guest::assert_same_memory(&name, &self.memory, &destination.memory(scratch));
         destination.cont();
-        guest::wait_until_moved(&mut destination.qmp, &self.counters);
-        destination.stop();
-        let _ = destination.counters();
+        destination.counts_on_from(&self.counters);
     }
-}
-
-#[track_caller]
-fn assert_same(name: &str, source: &[u8], destination: &[u8]) {
-    guest::assert_same_memory(name, source, destination);
 }
