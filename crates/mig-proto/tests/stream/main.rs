@@ -1,0 +1,5 @@
+//! The decoder and the encoder against whole streams: real ones, small ones built here, damaged
+//! ones, and ones cut anywhere.
+
+mod corpus;
+mod support;
