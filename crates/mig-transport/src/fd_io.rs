@@ -12,14 +12,18 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
 use crate::{
-    channel::{ReceiveHalf, SendHalf},
+    capabilities::Capabilities,
+    channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, SendHalf},
     gather::{Gather, receive_from},
     region::RegionSlice,
     shutdown::ForceShutdown,
@@ -41,6 +45,9 @@ pub struct FdIo {
     /// `O_NONBLOCK` was ours. It belongs to the open file, which other processes may share (a shell its stdin), so it
     /// is taken back when this value goes.
     restore_blocking: bool,
+    /// Halves alive. With the last one a socket is shut down for good: a shutdown handle that somebody keeps must not
+    /// keep the peer waiting.
+    halves: AtomicUsize,
 }
 
 impl FdIo {
@@ -57,7 +64,7 @@ impl FdIo {
             }
             error
         })?;
-        Ok(Arc::new(Self { fd, kind, restore_blocking }))
+        Ok(Arc::new(Self { fd, kind, restore_blocking, halves: AtomicUsize::new(0) }))
     }
 
     /// Waits until the kernel calls the descriptor readable, without reading: for descriptors that carry no bytes, a
@@ -69,6 +76,37 @@ impl FdIo {
     pub async fn readable(&self) -> io::Result<()> {
         // Readiness is kept, not cleared: the caller asks about a lasting state.
         self.fd.readable().await.map(|mut ready| ready.retain_ready())
+    }
+
+    /// Makes `call` once the descriptor is ready, again after each `WouldBlock`: for what is neither reading nor writing
+    /// bytes, such as accepting or waiting for a connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// What `call` did is returned at once; dropping the future before loses nothing.
+    pub async fn async_io<T>(
+        &self,
+        interest: Interest,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.fd.async_io(interest, |fd| call(fd.as_fd())).await
+    }
+
+    /// The channel over a connected socket, both ways.
+    pub fn socket_channel(
+        self: &Arc<Self>,
+        capabilities: Capabilities,
+        endpoint: Endpoint,
+    ) -> Channel {
+        let (receive, send) = self.split();
+        Channel::new(ChannelParts {
+            receive: Some(Box::new(receive)),
+            send: Some(Box::new(send)),
+            force: Some(Box::new(Arc::clone(self))),
+            hooks: None,
+            capabilities,
+            endpoint,
+        })
     }
 
     /// The descriptor, for socket options.
@@ -83,12 +121,20 @@ impl FdIo {
 
     /// The reading half alone.
     pub fn receive_half(self: &Arc<Self>) -> FdReceiveHalf {
+        self.halves.fetch_add(1, Ordering::Relaxed);
         FdReceiveHalf(Arc::clone(self))
     }
 
     /// The writing half alone.
     pub fn send_half(self: &Arc<Self>) -> FdSendHalf {
+        self.halves.fetch_add(1, Ordering::Relaxed);
         FdSendHalf { io: Some(Arc::clone(self)) }
+    }
+
+    fn half_gone(&self) {
+        if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.force_shutdown();
+        }
     }
 
     fn raw(&self) -> i32 {
@@ -134,6 +180,12 @@ impl FdIo {
 /// For sockets. A pipe has nothing to shut down, and a handle that kept it open would keep its reader waiting: give
 /// such a channel no `force`, closing the descriptor is its only end.
 impl ForceShutdown for Arc<FdIo> {
+    fn force_shutdown(&self) {
+        FdIo::force_shutdown(self);
+    }
+}
+
+impl FdIo {
     fn force_shutdown(&self) {
         // Nobody is left to tell if this fails; the halves are woken either way.
         if let Err(error) = self.shutdown(libc::SHUT_RDWR) {
@@ -202,6 +254,12 @@ impl AsyncRead for FdReceiveHalf {
     }
 }
 
+impl Drop for FdReceiveHalf {
+    fn drop(&mut self) {
+        self.0.half_gone();
+    }
+}
+
 impl ReceiveHalf for FdReceiveHalf {
     fn poll_receive(
         self: Pin<&mut Self>,
@@ -227,7 +285,11 @@ impl FdSendHalf {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        self.io.take().map_or(Ok(()), |io| io.shutdown(libc::SHUT_WR))
+        self.io.take().map_or(Ok(()), |io| {
+            let ended = io.shutdown(libc::SHUT_WR);
+            io.half_gone();
+            ended
+        })
     }
 }
 
