@@ -1,0 +1,130 @@
+//! A deadline on silence, shared by several channels.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+/// When a byte last moved on any channel of a set, and how long silence may last. A channel that waits fails when no
+/// channel of the set moved a byte for that long, counted from the start of its own wait at the earliest.
+#[derive(Debug)]
+pub struct IdleClock {
+    limit: Duration,
+    base: Instant,
+    /// Nanoseconds from `base` to the last byte.
+    last: AtomicU64,
+}
+
+impl IdleClock {
+    /// A clock that runs out after `limit` without a byte. Needs a tokio runtime with its timer enabled.
+    pub fn new(limit: Duration) -> Arc<Self> {
+        Arc::new(Self { limit, base: Instant::now(), last: AtomicU64::new(0) })
+    }
+
+    /// How long silence may last.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// A byte moved, or something else happened that shows life.
+    pub fn touch(&self) {
+        let now = self.base.elapsed().as_nanos();
+        // 2^64 nanoseconds are 584 years.
+        self.last.fetch_max(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.base + Duration::from_nanos(self.last.load(Ordering::Relaxed))
+    }
+}
+
+/// One half's view of a clock: its own wait and its one timer.
+#[derive(Debug)]
+pub(crate) struct IdleWatch {
+    clock: Option<Arc<IdleClock>>,
+    /// Since when this half waits. Kept when a waiting future is dropped, so that a loop of short waits runs out too.
+    waiting_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl IdleWatch {
+    pub(crate) fn new(clock: Option<Arc<IdleClock>>) -> Self {
+        Self { clock, waiting_since: None, timer: None }
+    }
+
+    /// A byte moved here.
+    pub(crate) fn progress(&mut self) {
+        self.waiting_since = None;
+        if let Some(clock) = &self.clock {
+            clock.touch();
+        }
+    }
+
+    /// To be asked when the channel is not ready: answers the limit once it has run out.
+    pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        let Some(clock) = &self.clock else {
+            return Poll::Pending;
+        };
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        loop {
+            // A limit too far away to be a time is none.
+            let Some(deadline) = since.max(clock.last()).checked_add(clock.limit) else {
+                return Poll::Pending;
+            };
+            let timer =
+                self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            // A timer set for an earlier byte is left to fire early: resetting it at every wait would cost more.
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            match timer.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) if Instant::now() >= deadline => return Poll::Ready(clock.limit),
+                Poll::Ready(()) => timer.as_mut().reset(deadline),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_measured_from_the_last_byte_of_any_channel() {
+        let start = Instant::now();
+        let clock = IdleClock::new(Duration::from_secs(10));
+        let mut watch = IdleWatch::new(Some(Arc::clone(&clock)));
+        let other = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            clock.touch();
+        });
+        assert_eq!(poll_fn(|cx| watch.poll_expired(cx)).await, Duration::from_secs(10));
+        assert_eq!(start.elapsed().as_secs(), 17);
+        other.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_before_the_wait_does_not_count_but_dropped_waits_do() {
+        let clock = IdleClock::new(Duration::from_secs(10));
+        let mut watch = IdleWatch::new(Some(clock));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let start = Instant::now();
+        for _ in 0..100 {
+            let wait = poll_fn(|cx| watch.poll_expired(cx));
+            if tokio::time::timeout(Duration::from_secs(3), wait).await.is_ok() {
+                break;
+            }
+        }
+        assert_eq!(start.elapsed().as_secs(), 10);
+    }
+}
