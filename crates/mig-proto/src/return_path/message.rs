@@ -8,6 +8,7 @@ use core::fmt;
 use thiserror::Error;
 
 use super::{BITMAP_END_MARK, Bitmap};
+use crate::Name;
 
 /// The status of SHUT that means success.
 pub const SHUT_OK: u32 = 0;
@@ -54,6 +55,13 @@ impl BlockName {
     /// The length byte of a `str8`.
     fn len_byte(&self) -> u8 {
         u8::try_from(self.0.len()).expect("the constructor allows at most 255 bytes")
+    }
+}
+
+impl From<Name<'_>> for BlockName {
+    /// A name read off the main channel obeys the same bounds.
+    fn from(name: Name<'_>) -> Self {
+        Self(name.as_bytes().into())
     }
 }
 
