@@ -1,7 +1,7 @@
 //! The return path against bytes captured from QEMU 10.0.2 (docs/wire/stream.md §15), against every
 //! rule of §7, against every split, and against anybody's bytes.
 
-#![expect(clippy::unwrap_used, reason = "helpers of a test may fail as a test may")]
+#![expect(clippy::unwrap_used, reason = "what only tests call may fail as a test")]
 
 use mig_proto::Name;
 use mig_proto::return_path::{

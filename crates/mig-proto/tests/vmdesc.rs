@@ -1,7 +1,7 @@
 //! VMDESC against two real streams (how they were made: docs/wire/vmstate.md §9 and
 //! `data/README.md`), against its own rules, and against JSON that lies.
 
-#![expect(clippy::unwrap_used, reason = "helpers of a test may fail as a test may")]
+#![expect(clippy::unwrap_used, reason = "what only tests call may fail as a test")]
 
 use mig_proto::vmdesc::{
     DeviceDescription, DeviceLayout, FieldTree, FieldValue, Located, MAX_JSON_LEN, MAX_NESTING,
