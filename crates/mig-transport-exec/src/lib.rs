@@ -1,1 +1,29 @@
-//! Migration over exec
+//! Migration through the pipes of a command (docs/wire/transports.md §2.6).
+//!
+//! ```text
+//!   source ──▶ stdin ┌─────────────┐ stdout ──▶ destination          (other direction: only with `return_path`)
+//!                    │ command and │
+//!                    │ its group   │ stderr ──▶ log, and the last 64 KiB into the error text
+//!                    └─────────────┘
+//!                          ▲ one task supervises: waits, signals, reaps
+//! ```
+//!
+//! An orderly end waits for the command within a deadline; unlike QEMU we call a status other than 0, or a signal, a
+//! failure. A command that ends early is named as the reason of the broken pipe, with its status and its last words.
+//! Cancelling, or dropping both halves, sends SIGTERM to the whole process group and SIGKILL 100 ms later. A process that
+//! left the group (`setsid`) is out of reach.
+
+mod channel;
+mod command;
+mod group;
+mod leader;
+mod receive;
+mod send;
+mod stderr;
+mod supervise;
+
+pub use crate::{
+    channel::{ExecConnector, ExecListener, ExecOptions},
+    command::ExecCommand,
+    group::{CommandFailed, Ending},
+};
