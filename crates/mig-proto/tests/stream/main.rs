@@ -2,4 +2,10 @@
 //! ones, and ones cut anywhere.
 
 mod corpus;
+mod cuts;
+mod damage;
+mod golden;
+mod modes;
+mod rejects;
+mod small;
 mod support;
