@@ -7,64 +7,10 @@
 //!     other: Opaque ─────────┴──┘
 //! ```
 //!
-//! The happy path of a driver:
-//!
-//! ```
-//! use mig_proto::{Decoder, Event, Options, Step, encode};
-//! # use mig_proto::{Configuration, DecodeError};
-//! # fn main() -> Result<(), DecodeError> {
-//! # let mut stream = encode::FILE_HEADER.to_vec();
-//! # encode::configuration(&mut stream, &Configuration::new(b"pc").expect("short"));
-//! # stream.push(encode::EOF);
-//! let mut decoder = Decoder::new(Options::default());
-//! let mut input = &stream[..];
-//! loop {
-//!     match decoder.decode(input)? {
-//!         Step::Event { consumed, event } => {
-//!             if let Event::Eof { in_package: false } = event {
-//!                 // the guest's state is complete
-//!             }
-//!             input = &input[consumed..];
-//!         }
-//!         // Here a driver reads on; at the end of its input it says so.
-//!         Step::NeedMore { consumed, .. } => {
-//!             input = &input[consumed..];
-//!             break;
-//!         }
-//!         Step::Finished => unreachable!("only from finish"),
-//!     }
-//! }
-//! assert_eq!(decoder.finish(input)?, Step::Finished);
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! # Pages
-//!
-//! After [`Event::Page`] the payload of [`payload_left`](Decoder::payload_left) bytes is next. A
-//! driver that has it at hand, or can read it straight to where it belongs, does so and says
-//! [`payload_landed`](Decoder::payload_landed); one that goes on calling `decode` gets it as
-//! [`Event::Payload`] slices.
-//!
-//! # Device sections
-//!
-//! They carry no length (docs/wire/stream.md §1). The decoder takes the length from
-//! [`Options::lengths`] if it is there, and otherwise looks for the end: the first footer marker
-//! with the section's own id that is followed by a legal item. Where the bytes end right behind an
-//! EOF, only silence tells: [`settle`](Decoder::settle) says that nothing follows for now,
-//! [`finish`](Decoder::finish) that nothing ever will.
-//!
-//! # Memory
-//!
-//! Whatever the input says, a decoder holds at most: [`Limits::section_bytes`] for the device
-//! section being looked at (twice that while its buffer grows), [`Limits::blocks`] times about
-//! 1 KiB, [`Limits::sections`] times about 400 bytes, and a CONFIGURATION of at most 8 times
-//! [`Limits::capabilities`] names. Lengths from the wire are never allocated by. Between device
-//! sections its buffer shrinks to 1 MiB.
-//!
-//! # Failure
-//!
-//! The first error is final: the decoder repeats it, and consumes nothing more.
+//! The public contract stands on [`Decoder`]. Each state is a method in the file of its part of
+//! the grammar: it reads from the window of input, answers how much it took and what it found, or
+//! [stops](Stop) for more bytes or for an error. An incomplete unit takes nothing and changes
+//! nothing, so that it can be read again from its beginning.
 
 mod items;
 mod opaque;
@@ -73,9 +19,6 @@ mod records;
 mod tail;
 
 use alloc::vec::Vec;
-
-#[expect(unused_imports, reason = "names in the module's documentation")]
-use crate::options::Limits;
 
 use crate::command::Command;
 use crate::configuration::Configuration;
@@ -90,7 +33,72 @@ use crate::section::{SectionHeader, SectionKind, SectionTable};
 /// largest target pages, with its word, block name and length.
 pub const MAX_NEED: usize = 8 + 256 + 4 + 2 * (TargetPageSize::MAX.bytes() as usize);
 
-/// Decodes one channel. See the [module](self) for how it is driven.
+/// Decodes one channel: bytes, cut anywhere, to [`Event`]s.
+///
+/// The happy path of a driver:
+///
+/// ```
+/// use mig_proto::{Decoder, Event, Options, Step, encode};
+/// # use mig_proto::{Configuration, DecodeError};
+/// # fn main() -> Result<(), DecodeError> {
+/// # let mut stream = encode::FILE_HEADER.to_vec();
+/// # encode::configuration(&mut stream, &Configuration::new(b"pc").expect("short"));
+/// # stream.push(encode::EOF);
+/// let mut decoder = Decoder::new(Options::default());
+/// let mut input = &stream[..];
+/// loop {
+///     match decoder.decode(input)? {
+///         Step::Event { consumed, event } => {
+///             if let Event::Eof { in_package: false } = event {
+///                 // the guest's state is complete
+///             }
+///             input = &input[consumed..];
+///         }
+///         // Here a driver reads on; at the end of its input it says so.
+///         Step::NeedMore { consumed, .. } => {
+///             input = &input[consumed..];
+///             break;
+///         }
+///         Step::Finished => unreachable!("only from finish"),
+///     }
+/// }
+/// assert_eq!(decoder.finish(input)?, Step::Finished);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Pages
+///
+/// After [`Event::Page`] the payload of [`payload_left`](Self::payload_left) bytes is next. A
+/// driver that has it at hand, or can read it straight to where it belongs, does so and says
+/// [`payload_landed`](Self::payload_landed); one that goes on calling `decode` gets it as
+/// [`Event::Payload`] slices.
+///
+/// # Device sections
+///
+/// They carry no length (docs/wire/stream.md §1). The decoder takes the length from
+/// [`Options::lengths`] if it is there, and otherwise looks for the end: the first footer marker
+/// with the section's own id that is followed by a legal item. Where the bytes end right behind an
+/// EOF, only silence tells: [`settle`](Self::settle) says that nothing follows for now,
+/// [`finish`](Self::finish) that nothing ever will. So a stream that was cut right behind six bytes
+/// of payload which look like footer and EOF counts as complete: nobody could tell, and compared
+/// with VMDESC, which is missing then, it shows.
+///
+/// # Memory
+///
+/// Whatever the input says, a decoder holds at most: [`section_bytes`] for the device section
+/// being looked at (twice that while its buffer grows), [`blocks`] times about 1 KiB, [`sections`]
+/// times about 400 bytes, and a CONFIGURATION of at most 8 times [`capabilities`] names. Lengths
+/// from the wire are never allocated by. Between device sections the buffer shrinks to 1 MiB.
+///
+/// [`section_bytes`]: crate::Limits::section_bytes
+/// [`blocks`]: crate::Limits::blocks
+/// [`sections`]: crate::Limits::sections
+/// [`capabilities`]: crate::Limits::capabilities
+///
+/// # Failure
+///
+/// The first error is final: the decoder repeats it, and consumes nothing more.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     options: Options,
