@@ -1,0 +1,120 @@
+//! Sockets: opened, and given what the settings say (docs/wire/transports.md §4).
+
+use std::{fs, io, net::SocketAddr, os::fd::OwnedFd};
+
+use mig_transport::{Capabilities, Channel, Endpoint, Error, FdIo, FdKind, Result};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+
+use crate::options::Settings;
+
+/// A socket of the address's family, with the settings; not connected, not bound, non-blocking.
+///
+/// The inner error belongs to this one address (no IPv6 here, say), the outer to the machine or the caller.
+pub(crate) fn open(address: SocketAddr, settings: &Settings) -> Result<io::Result<Socket>> {
+    let protocol = if settings.mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = match Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)) {
+        Ok(socket) => socket,
+        Err(error) if settings.mptcp && !is_no_such_family(&error) => {
+            return Err(Error::Unavailable {
+                what: format!("multipath TCP (mptcp) is not available: {error}"),
+                remedy: "it takes Linux 5.6 or newer with CONFIG_MPTCP, and sysctl net.mptcp.enabled=1; or leave mptcp out"
+                    .to_owned(),
+            });
+        }
+        Err(error) => return Ok(Err(error)),
+    };
+    if let Err(error) = socket.set_nonblocking(true) {
+        return Ok(Err(error));
+    }
+    apply(SockRef::from(&socket), settings)?;
+    Ok(Ok(socket))
+}
+
+/// Sets the options. What somebody asked for must work; a default that the kernel does not know is left out.
+pub(crate) fn apply(socket: SockRef<'_>, settings: &Settings) -> Result<()> {
+    if let Err(error) = socket.set_tcp_nodelay(settings.no_delay) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    let kept = match settings.keep_alive {
+        None => socket.set_keepalive(false),
+        Some(keep) => {
+            let mut probes = TcpKeepalive::new();
+            if !keep.idle.is_zero() {
+                probes = probes.with_time(keep.idle);
+            }
+            if !keep.interval.is_zero() {
+                probes = probes.with_interval(keep.interval);
+            }
+            if keep.count != 0 {
+                probes = probes.with_retries(keep.count);
+            }
+            socket.set_tcp_keepalive(&probes)
+        }
+    };
+    tolerate("keep-alive", kept, settings.keep_alive_asked)?;
+    if let Some(timeout) = settings.user_timeout {
+        let set = socket.set_tcp_user_timeout(Some(timeout));
+        tolerate("user-timeout", set, settings.user_timeout_asked)?;
+    }
+    if let Some(name) = &settings.congestion {
+        socket.set_tcp_congestion(name.as_bytes()).map_err(|error| no_congestion(name, &error))?;
+    }
+    Ok(())
+}
+
+fn tolerate(option: &str, outcome: io::Result<()>, asked: bool) -> Result<()> {
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(error) if asked => Err(Error::Unavailable {
+            what: format!("{option} cannot be set on this socket: {error}"),
+            remedy: format!("leave {option} out, or use a kernel that knows it here"),
+        }),
+        Err(error) => {
+            tracing::debug!(%error, option, "a default option is not known here");
+            Ok(())
+        }
+    }
+}
+
+fn no_congestion(name: &str, error: &io::Error) -> Error {
+    let list = |which: &str| {
+        let names =
+            fs::read_to_string(format!("/proc/sys/net/ipv4/tcp_{which}_congestion_control"));
+        names.map_or_else(|_| "unknown".to_owned(), |names| names.trim().to_owned())
+    };
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("without CAP_NET_ADMIN these are allowed: {}", list("allowed"))
+        }
+        _ => format!("there are: {}; another may come with modprobe tcp_{name}", list("available")),
+    };
+    Error::Unavailable {
+        what: format!("congestion control {name:?} cannot be used: {error}"),
+        remedy,
+    }
+}
+
+fn is_no_such_family(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+/// The channel over a connected socket.
+pub(crate) fn channel(
+    stream: std::net::TcpStream,
+    local: Option<SocketAddr>,
+    peer: SocketAddr,
+) -> io::Result<Channel> {
+    let congestion = SockRef::from(&stream).tcp_congestion().unwrap_or_default();
+    let congestion = String::from_utf8_lossy(&congestion);
+    let io =
+        FdIo::new(OwnedFd::from(stream), FdKind::Socket, Interest::READABLE | Interest::WRITABLE)?;
+    let endpoint = Endpoint {
+        transport: "tcp",
+        local: local.map(|local| local.to_string()).unwrap_or_default(),
+        peer: peer.to_string(),
+    };
+    tracing::debug!(%endpoint, congestion = congestion.trim_end_matches('\0'), "connected");
+    Ok(io.socket_channel(Capabilities::socket(), endpoint))
+}
