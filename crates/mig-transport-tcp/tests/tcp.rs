@@ -13,14 +13,14 @@ use mig_transport_tcp::{TcpConnector, TcpListener, TcpOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn inet(uri: &str) -> InetAddress {
-    match MigrationAddress::parse(uri).unwrap().into_address() {
+    match MigrationAddress::parse(uri).expect("a good address").into_address() {
         Address::Inet(inet) => inet,
         other => panic!("{other:?}"),
     }
 }
 
 async fn listen(uri: &str) -> TcpListener {
-    TcpListener::bind(&inet(uri), TcpOptions::default()).await.unwrap()
+    TcpListener::bind(&inet(uri), TcpOptions::default()).await.expect("loopback can be bound")
 }
 
 fn connector(uri: &str) -> TcpConnector {
@@ -31,17 +31,18 @@ async fn pair(uri: &str) -> (Channel, Channel) {
     let mut listener = listen(uri).await;
     let connector = connector(&listener.local_addresses()[0]);
     let (ours, theirs) = tokio::join!(connector.connect(), listener.accept());
-    (ours.unwrap(), theirs.unwrap())
+    (ours.expect("connects"), theirs.expect("accepts"))
 }
 
 async fn say(channel: &mut Channel, text: &str) {
-    let mut sender = channel.take_sender().unwrap();
-    sender.write_all(text.as_bytes()).await.unwrap();
+    let mut sender = channel.take_sender().expect("a fresh channel");
+    sender.write_all(text.as_bytes()).await.expect("the peer is there");
 }
 
 async fn hear(channel: &mut Channel) -> String {
     let mut heard = String::new();
-    channel.take_receiver().unwrap().read_to_string(&mut heard).await.unwrap();
+    let mut receiver = channel.take_receiver().expect("a fresh channel");
+    receiver.read_to_string(&mut heard).await.expect("the peer ends in order");
     heard
 }
 
