@@ -21,4 +21,5 @@ pub mod qemu;
 pub mod qmp;
 pub mod report;
 pub mod scratch;
+pub mod stream;
 pub mod tap;

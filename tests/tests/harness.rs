@@ -1,8 +1,11 @@
 //! Proves the harness before anything is proved with it: two QEMUs migrate into each other without us, everything
 //! that the scenarios look at is right, and the memory check notices when it is not.
 
+use mig_tests::guard::guarded;
 use mig_tests::guest::{self, Image};
-use mig_tests::qemu::{Release, Seen, Setup, text};
+use mig_tests::qemu::{
+    Binary, LostTrack, Release, Seen, Setup, text, with_a_source_that_keeps_track,
+};
 use mig_tests::scratch::Scratch;
 
 /// How the two QEMUs are joined.
@@ -14,8 +17,12 @@ enum Way {
 
 fn qemu_to_qemu(release: Release, machine: &str, way: Way) {
     let Some(binary) = release.or_skip() else { return };
+    with_a_source_that_keeps_track(|| attempt(&binary, machine, way));
+}
+
+fn attempt(binary: &Binary, machine: &str, way: Way) -> Result<(), LostTrack> {
     let scratch = Scratch::new();
-    let setup = Setup { binary: &binary, machine, scratch: &scratch, image: Image::Dirty };
+    let setup = Setup { binary, machine, scratch: &scratch, image: Image::Dirty };
     let mut source = setup.source("source");
     let mut destination = setup.destination("destination");
     match way {
@@ -32,7 +39,9 @@ fn qemu_to_qemu(release: Release, machine: &str, way: Way) {
         }
     }
     destination.completed();
+    source.kept_track()?;
     Seen::of(&mut source, &scratch).lives_on_in(&mut destination, &scratch);
+    Ok(())
 }
 
 fn fresh_guest_fails_the_check(release: Release, machine: &str) {
@@ -51,17 +60,17 @@ macro_rules! harness {
 
             #[test]
             fn tcp() {
-                qemu_to_qemu(Release::$release, $machine, Way::Tcp);
+                guarded(|| qemu_to_qemu(Release::$release, $machine, Way::Tcp));
             }
 
             #[test]
             fn exec() {
-                qemu_to_qemu(Release::$release, $machine, Way::Exec);
+                guarded(|| qemu_to_qemu(Release::$release, $machine, Way::Exec));
             }
 
             #[test]
             fn fresh_guest_fails() {
-                fresh_guest_fails_the_check(Release::$release, $machine);
+                guarded(|| fresh_guest_fails_the_check(Release::$release, $machine));
             }
         }
     )* };

@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use mig_tests::guest::Image;
-use mig_tests::qemu::{Qemu, Release, Seen, Setup, text};
+use mig_tests::qemu::{
+    Binary, LostTrack, Qemu, Release, Seen, Setup, text, with_a_source_that_keeps_track,
+};
 use mig_tests::report::Cell;
 use mig_tests::scratch::Scratch;
+use mig_tests::stream;
 
 use crate::link::{self, Transport};
 
@@ -18,18 +21,29 @@ pub(crate) fn works(
 ) {
     let Some(binary) = release.or_skip() else { return };
     let cell = Cell::new(binary.version(), machine, transport.name(), feature(return_path));
+    with_a_source_that_keeps_track(|| attempt(&binary, machine, transport, return_path));
+    cell.passed("works");
+}
+
+fn attempt(
+    binary: &Binary,
+    machine: &str,
+    transport: Transport,
+    return_path: bool,
+) -> Result<(), LostTrack> {
     let scratch = Scratch::new();
-    let setup = Setup { binary: &binary, machine, scratch: &scratch, image: Image::Dirty };
+    let setup = Setup { binary, machine, scratch: &scratch, image: Image::Dirty };
     let saved = scratch.path("saved");
 
     let mut source = setup.source("source");
     source.set_capability("return-path", return_path);
-    link::save(transport, &binary, &mut source, &scratch, &saved, return_path);
+    link::save(transport, binary, &mut source, &scratch, &saved, return_path);
     assert_eq!(source.run_state(), "postmigrate");
+    source.kept_track()?;
     let seen = Seen::of(&mut source, &scratch);
 
     let mut destination = setup.destination("destination");
-    link::send(transport, &binary, &mut destination, &scratch, &saved, return_path);
+    link::send(transport, binary, &mut destination, &scratch, &saved, return_path);
     seen.lives_on_in(&mut destination, &scratch);
     // The real source still says the same after all this.
     assert_eq!(source.query()["status"], "completed");
@@ -39,7 +53,12 @@ pub(crate) fn works(
         loads_without_us(&setup, &seen, "fourth", &format!("file:{}", text(&saved)));
     }
     nothing_temporary_left(&scratch, &saved);
-    cell.passed("works");
+    let bytes = std::fs::read(&saved).expect("two QEMUs have just read it");
+    stream::assert_reencodes("the saved file", &bytes);
+    // Of the commands only SWITCHOVER_START stays, which machines since 10.0 send.
+    let commands = stream::tally("the saved file", &bytes).commands;
+    assert_eq!(commands, usize::from(binary.is_at_least(10, 0)), "commands in the saved file");
+    Ok(())
 }
 
 fn feature(return_path: bool) -> &'static str {

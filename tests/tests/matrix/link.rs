@@ -67,6 +67,8 @@ pub(crate) fn save(
 ) {
     let saved = text(saved);
     let recv = |uri: &str| Mig::start("mig recv", &["recv", uri, "--save", saved, "--json"]);
+    // On sockets answering is the rule; through a child's pipes `recv` has to be told.
+    let told = return_path.then_some("--return-path");
     match transport {
         Transport::TcpV4 | Transport::TcpV6 | Transport::Unix => {
             let mut mig = recv(&listening_uri(transport, scratch, "save"));
@@ -76,14 +78,18 @@ pub(crate) fn save(
         }
         Transport::ExecByQemu => {
             let mig = mig::binary();
-            let words = format!("{} recv fd:0 --save {saved}", text(&mig));
+            let words =
+                format!("{} recv fd:0 --save {saved} {}", text(&mig), told.unwrap_or_default());
             source.migrate(&telling_its_end(&words));
             source.completed();
             child_ended_well(source);
         }
         Transport::ExecByBoth => {
             let fifos = Fifos::make(scratch, "save");
-            let mut mig = recv(&fifos.mig_side(Direction::FromQemu, return_path));
+            let uri = fifos.mig_side(Direction::FromQemu, return_path);
+            let mut words = vec!["recv", uri.as_str(), "--save", saved, "--json"];
+            words.extend(told);
+            let mut mig = Mig::start("mig recv", &words);
             source.migrate(&fifos.qemu_side(Direction::FromQemu, return_path));
             source.completed();
             received(&mut mig);

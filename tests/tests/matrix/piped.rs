@@ -3,7 +3,9 @@
 use mig_tests::guest::Image;
 use mig_tests::mig::listening_in;
 use mig_tests::process::STEP;
-use mig_tests::qemu::{Release, Seen, Setup, text};
+use mig_tests::qemu::{
+    Binary, LostTrack, Release, Seen, Setup, text, with_a_source_that_keeps_track,
+};
 use mig_tests::report::Cell;
 use mig_tests::scratch::Scratch;
 
@@ -14,8 +16,13 @@ pub(crate) fn straight_through(release: Release, machine: &'static str, return_p
     let Some(binary) = release.or_skip() else { return };
     let feature = if return_path { "return path" } else { "plain" };
     let cell = Cell::new(binary.version(), machine, "unix, through `recv --save -`", feature);
+    with_a_source_that_keeps_track(|| attempt(&binary, machine, return_path));
+    cell.passed("works");
+}
+
+fn attempt(binary: &Binary, machine: &str, return_path: bool) -> Result<(), LostTrack> {
     let scratch = Scratch::new();
-    let setup = Setup { binary: &binary, machine, scratch: &scratch, image: Image::Dirty };
+    let setup = Setup { binary, machine, scratch: &scratch, image: Image::Dirty };
     let mut source = setup.source("source");
     let mut destination = setup.destination("destination");
 
@@ -26,6 +33,7 @@ pub(crate) fn straight_through(release: Release, machine: &'static str, return_p
     source.migrate(&listening);
     source.completed();
     destination.completed();
+    source.kept_track()?;
     Seen::of(&mut source, &scratch).lives_on_in(&mut destination, &scratch);
-    cell.passed("works");
+    Ok(())
 }
