@@ -1,1 +1,38 @@
-//! Source and destination of a live migration over any transport
+//! Source and destination of a live migration over any transport.
+//!
+//! ```text
+//!              Source ─────────── channel set ──────────▶ Destination
+//!   GuestMemory ┘ └ Guest                     GuestMemory ┘ └ Guest
+//!
+//!              Replayer (a stored stream) ──────────────▶ Recorder (keeps the stream)
+//! ```
+//!
+//! Each is made, hands out a [`MigrationHandle`] (status, statistics, events, cancel), and runs once. The engine sees
+//! transports only through the traits of `mig-transport`. On failure the [`Error`] says who is to blame, where it was,
+//! and who owns the guest.
+
+mod accept;
+mod blockers;
+mod destination;
+mod error;
+mod guest;
+mod handle;
+mod parameters;
+mod record;
+mod replay;
+mod source;
+mod statistics;
+
+pub use crate::{
+    accept::MAX_CANDIDATES,
+    blockers::{Blocker, Blockers},
+    destination::Destination,
+    error::{Error, Owner, Result},
+    guest::{DeviceSection, Guest, GuestError},
+    handle::{Event, MigrationHandle},
+    parameters::{Capabilities, Deadlines, Parameters},
+    record::*,
+    replay::*,
+    source::{Outcome, Source},
+    statistics::{MigrationInfo, RamStatistics},
+};

@@ -1,0 +1,281 @@
+//! The destination of a migration.
+//!
+//! ```text
+//!   setup ──▶ active: pages land, devices load ──▶ SHUT 0 ──▶ completed: the guest starts
+//!    │ listen,  │                                     │
+//!    │ accept   └── cancel, error: SHUT 1, no guest ──┘
+//! ```
+//!
+//! The guest is started only after SHUT 0 was written: until then it belongs to the source. On failure the source is
+//! told where there is a way back, and the memory holds nothing of use.
+
+mod loader;
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use mig_proto::{LocalMachine, Options, state::DestinationEvent};
+use mig_ram::{GuestMemory, PAGE_SIZE, Placement, PlacementOptions};
+use mig_stream::{Stream, StreamReader};
+use mig_transport::{Blame, Listener};
+
+use self::loader::Loader;
+use crate::{
+    accept::accept_main,
+    error::{Error, Owner, Result},
+    guest::Guest,
+    handle::{MigrationHandle, Shared},
+    parameters::{Deadlines, Parameters},
+    record::{Answers, InputEnd, StreamWalk, drain},
+    source::Outcome,
+};
+
+/// Silence after which the decoder is asked whether the stream may have ended (docs/wire/stream.md §5).
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How long the source may take to hang up after the verdict before it is hung up on.
+const HANG_UP_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a failed destination tries to say so.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// One guest to be received, once.
+pub struct Destination {
+    memory: Arc<dyn GuestMemory>,
+    guest: Box<dyn Guest>,
+    deadlines: Deadlines,
+    placing: PlacementOptions,
+    uuid: Option<[u8; 16]>,
+    placement: Option<Arc<Placement>>,
+    handle: MigrationHandle,
+}
+
+impl Destination {
+    /// A destination with default deadlines. The guest's memory must exist and must not be in use.
+    pub fn new(memory: Arc<dyn GuestMemory>, guest: Box<dyn Guest>) -> Self {
+        Self {
+            memory,
+            guest,
+            deadlines: Deadlines::default(),
+            placing: PlacementOptions::default(),
+            uuid: None,
+            placement: None,
+            handle: MigrationHandle::new(Parameters::default(), PAGE_SIZE as u64),
+        }
+    }
+
+    /// Sets the deadlines.
+    #[must_use]
+    pub fn with_deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// Chooses how pages are brought into place.
+    #[must_use]
+    pub fn with_placing(mut self, placing: PlacementOptions) -> Self {
+        self.placing = placing;
+        self
+    }
+
+    /// Names the guest that is expected: a source that names another is refused.
+    #[must_use]
+    pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// Watches and stops this migration, from any task, before and while it runs.
+    pub fn handle(&self) -> MigrationHandle {
+        self.handle.clone()
+    }
+
+    /// How pages were brought into place and what that cost; `None` before the first came.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_deref()
+    }
+
+    /// Gives the guest back after the migration.
+    pub fn into_guest(self) -> Box<dyn Guest> {
+        self.guest
+    }
+
+    /// Receives the guest and starts it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever ended it. The guest was not started.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: a dropped future tells the source nothing and leaves memory half filled. Use
+    /// [`MigrationHandle::cancel`].
+    pub async fn run(&mut self, listener: &mut dyn Listener) -> Result<Outcome> {
+        let shared = Arc::clone(self.handle.shared());
+        shared.begin(Vec::new());
+        shared.listening(listener.local_addresses());
+        shared.destination_event(DestinationEvent::Listen)?;
+        let progress = Progress::default();
+        let mut answers = Answers::new(true, false);
+        let outcome = {
+            let drive = pin!(self.drive(listener, &shared, &progress, &mut answers));
+            tokio::select! {
+                biased;
+                () = shared.cancelled() => Err(Error::cancelled()),
+                outcome = drive => outcome,
+            }
+        };
+        let error = match outcome {
+            Ok(confirmed) => {
+                shared.finished();
+                shared.destination_event(DestinationEvent::Complete)?;
+                return Ok(Outcome { confirmed, info: shared.info() });
+            }
+            Err(error) => error,
+        };
+        let owner = progress.owner();
+        if owner == Owner::Source {
+            answers.failure(LAST_WORDS).await;
+        }
+        let error = error.during(shared.status().as_str()).owned_by(owner);
+        shared.failed_with(&error);
+        shared.finished();
+        let events = if error.blame() == Blame::Cancelled {
+            [DestinationEvent::Cancel, DestinationEvent::Cancelled]
+        } else {
+            [DestinationEvent::Fail, DestinationEvent::Failed]
+        };
+        for event in events {
+            if let Err(bad) = shared.destination_event(event) {
+                tracing::debug!(error = %bad, "ending a migration");
+            }
+        }
+        Err(error)
+    }
+
+    /// Everything from accepting to starting the guest; answers whether the source was told.
+    async fn drive(
+        &mut self,
+        listener: &mut dyn Listener,
+        shared: &Shared,
+        progress: &Progress,
+        answers: &mut Answers,
+    ) -> Result<bool> {
+        let (mut stream, mut reader) = accept_main(listener, &self.deadlines).await?;
+        shared.destination_event(DestinationEvent::Connected)?;
+        let name = stream.endpoint().to_string();
+        let machine = self.guest.machine_type();
+        let mut options = Options::default();
+        options.local =
+            Some(LocalMachine { uuid: self.uuid, ..LocalMachine::new(machine.as_bytes()) });
+        let mut loader =
+            Loader::new(&*self.memory, &mut *self.guest, self.placing, &shared.statistics);
+        let mut load = Load {
+            stream: &mut stream,
+            reader: &mut reader,
+            answers,
+            walk: StreamWalk::new(options),
+            shared,
+        };
+        let loaded = load.all(&mut loader).await.map_err(|error| error.on(name.as_str()));
+        self.placement = loader.placement().cloned();
+        loaded?;
+        let state = loader.finish()?;
+        let confirmed = answers.is_open();
+        if confirmed {
+            progress.verdict_begun.store(true, Ordering::Relaxed);
+            answers.success().await?;
+        }
+        progress.said.store(true, Ordering::Relaxed);
+        self.guest.start(state).map_err(|error| {
+            Error::misuse("the guest arrived and could not be started").caused_by(error)
+        })?;
+        // Lets the source read the verdict before the connection goes.
+        match drain(&mut reader, HANG_UP_GRACE).await {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!("the source did not hang up"),
+            Err(error) => tracing::debug!(%error, "hanging up"),
+        }
+        Ok(confirmed)
+    }
+}
+
+/// What the failure path has to know.
+#[derive(Debug, Default)]
+struct Progress {
+    verdict_begun: AtomicBool,
+    said: AtomicBool,
+}
+
+impl Progress {
+    fn owner(&self) -> Owner {
+        if self.said.load(Ordering::Relaxed) {
+            Owner::Destination
+        } else if self.verdict_begun.load(Ordering::Relaxed) {
+            // Some of the verdict may have left; the source decides by what reached it.
+            Owner::Unknown
+        } else {
+            Owner::Source
+        }
+    }
+}
+
+/// The receiving half of a migration, with all it needs.
+struct Load<'a> {
+    stream: &'a mut Stream,
+    reader: &'a mut StreamReader,
+    answers: &'a mut Answers,
+    walk: StreamWalk,
+    shared: &'a Shared,
+}
+
+impl Load<'_> {
+    /// Reads the stream to its end.
+    async fn all(&mut self, loader: &mut Loader<'_>) -> Result<()> {
+        let counters = self.reader.counters();
+        let mut hooks = self.stream.take_ram_hooks();
+        let mut registered = false;
+        let mut end = InputEnd::Open;
+        loop {
+            let walked = self.walk.walk(self.reader.buffer(), end, |piece| loader.visit(&piece))?;
+            self.reader.consume(walked.consumed);
+            self.shared.statistics.transferred.set(counters.bytes_received());
+            for ask in std::mem::take(&mut loader.asked) {
+                self.answers.ask(ask);
+            }
+            self.answers.give(self.stream).await?;
+            // A receiver without RDMA ignores the record (docs/wire/ram.md §1).
+            if std::mem::take(&mut loader.window) && hooks.active() {
+                if !std::mem::replace(&mut registered, true) {
+                    for block in loader.hook_blocks() {
+                        hooks.register_block(&block).await?;
+                    }
+                }
+                hooks.load_hook().await?;
+            }
+            if self.walk.is_complete() || walked.at_least == 0 {
+                return Ok(());
+            }
+            end = self.more().await?;
+            if end == InputEnd::Quiet && self.walk.is_past_eof() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for bytes, for the end, or for a silence that the decoder may make sense of: where no VMDESCRIPTION comes,
+    /// nothing else tells that a device section was the last.
+    async fn more(&mut self) -> Result<InputEnd> {
+        match tokio::time::timeout(QUIET, self.reader.fill()).await {
+            Ok(Ok(0)) => Ok(InputEnd::Closed),
+            Ok(got) => got.map(|_| InputEnd::Open).map_err(Into::into),
+            Err(_) => Ok(InputEnd::Quiet),
+        }
+    }
+}

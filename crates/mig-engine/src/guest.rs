@@ -1,0 +1,49 @@
+//! What a VMM implements to be migrated: run control and device state. Its memory is `mig_ram::GuestMemory`.
+
+use mig_proto::globalstate::RunState;
+
+/// What a VMM says when it cannot do what is asked.
+pub type GuestError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One device's saved state: a FULL section (docs/wire/stream.md §4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSection {
+    /// QEMU's identity of the state, 1 to 255 bytes: `timer`, `0000:00:1f.2/ich9_ahci`.
+    pub idstr: String,
+    /// Which of several with the same idstr.
+    pub instance_id: u32,
+    /// Version of the state's layout; a destination refuses newer ones than its own.
+    pub version_id: u32,
+    /// The state, opaque to the transport.
+    pub payload: Vec<u8>,
+}
+
+/// A guest's run control and device state, on either side.
+///
+/// All methods are called from the migration's task, one at a time. They may block for as long as the VMM needs to
+/// pause its vCPUs or save a device; that time counts as downtime.
+pub trait Guest: Send {
+    /// The resolved, versioned machine type that goes into CONFIGURATION, at most 255 bytes: `pc-q35-10.0`.
+    fn machine_type(&self) -> String;
+
+    /// Source: how the guest stands before it is stopped for the migration; travels in `globalstate`.
+    fn run_state(&self) -> RunState {
+        RunState::Running
+    }
+
+    /// Source: stops the guest. On return nobody writes its memory any more.
+    fn stop(&mut self) -> Result<(), GuestError>;
+
+    /// Source: gives the guest back to its user after a failure or a cancel: it runs again if it ran before.
+    fn resume(&mut self) -> Result<(), GuestError>;
+
+    /// Source: every device's state, in the order in which it must be loaded. The guest is stopped.
+    fn save_devices(&mut self) -> Result<Vec<DeviceSection>, GuestError>;
+
+    /// Destination: loads one device's state, in stream order. Refusing it fails the migration, and the source keeps
+    /// the guest.
+    fn load_device(&mut self, section: &DeviceSection) -> Result<(), GuestError>;
+
+    /// Destination: the guest is now owned by this side: the verdict went out. `state` is what the source was in.
+    fn start(&mut self, state: RunState) -> Result<(), GuestError>;
+}

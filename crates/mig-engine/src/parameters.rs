@@ -1,0 +1,102 @@
+//! Parameters and capabilities, under QEMU's names and in QEMU's units (docs/wire/transports.md §9, §10).
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What a migration is asked to do and to keep to. All of it may be read at any time; the fields marked *live* may be
+/// changed while it runs, through [`MigrationHandle::set_parameters`](crate::MigrationHandle::set_parameters).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Parameters {
+    /// Bytes a second over all channels of the migration; 0 is unlimited, which is our default (QEMU's is 128 MiB/s).
+    /// *Live.*
+    pub max_bandwidth: u64,
+    /// The longest time the guest may stand still, in milliseconds; QEMU's default of 300. *Live.*
+    pub downtime_limit: u64,
+    /// Bytes a second to assume when deciding to switch over; 0 means the measured ones. *Live.*
+    pub avail_switchover_bandwidth: u64,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { max_bandwidth: 0, downtime_limit: 300, avail_switchover_bandwidth: 0 }
+    }
+}
+
+/// What a migration can be told to do differently, by QEMU's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The destination answers on the same channel; the source reports success only after it said so.
+    pub return_path: bool,
+    /// Stop in `pre-switchover`, with the guest stopped, until told to continue.
+    pub pause_before_switchover: bool,
+}
+
+/// How long each wait may take. None is infinite by default (design decision; docs/wire/pain.md §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Deadlines {
+    /// From a connection's acceptance to its first byte.
+    pub first_byte: Duration,
+    /// Without a byte on any channel, either way.
+    pub idle: Option<Duration>,
+    /// From the last byte sent to the destination's verdict.
+    pub final_acknowledgement: Duration,
+    /// Waiting for somebody to connect; `None` waits for ever.
+    pub accept: Option<Duration>,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            first_byte: Duration::from_secs(10),
+            idle: Some(Duration::from_secs(600)),
+            final_acknowledgement: Duration::from_secs(60),
+            accept: Some(Duration::from_secs(300)),
+        }
+    }
+}
+
+impl Parameters {
+    /// QEMU's defaults of release 10, for those who want to compare like with like.
+    pub fn qemu() -> Self {
+        Self { max_bandwidth: 134_217_728, ..Self::default() }
+    }
+
+    /// Bytes that may be sent with the guest stopped at `bandwidth` bytes a second (docs/wire/transports.md §6).
+    pub(crate) fn switchover_threshold(&self, measured_bytes_per_sec: u64) -> u64 {
+        let bandwidth = match self.avail_switchover_bandwidth {
+            0 => measured_bytes_per_sec,
+            assumed => assumed,
+        };
+        (bandwidth / 1000).saturating_mul(self.downtime_limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_threshold_is_bandwidth_times_downtime() {
+        let mut parameters = Parameters::default();
+        assert_eq!(parameters.switchover_threshold(1_000_000_000), 300_000_000);
+        parameters.avail_switchover_bandwidth = 10_000_000;
+        assert_eq!(parameters.switchover_threshold(1_000_000_000), 3_000_000);
+        parameters.downtime_limit = 0;
+        assert_eq!(parameters.switchover_threshold(u64::MAX), 0);
+    }
+
+    #[test]
+    fn names_are_those_of_qemu() {
+        let json = serde_json::to_value(Parameters::default()).unwrap();
+        assert_eq!(json["max-bandwidth"], 0);
+        assert_eq!(json["downtime-limit"], 300);
+        let json = serde_json::to_value(Capabilities::default()).unwrap();
+        assert_eq!(json["pause-before-switchover"], false);
+    }
+}

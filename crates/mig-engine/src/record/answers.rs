@@ -1,0 +1,142 @@
+//! The way back to the source: what a recorder says.
+
+use std::time::Duration;
+
+use mig_proto::return_path::{Message, SHUT_OK};
+use mig_stream::{Stream, StreamReader, StreamWriter, within};
+
+use crate::{
+    error::{Error, Result},
+    record::keeper::Ask,
+};
+
+/// The status a source hears when its stream was not kept; any value but 0 means failure.
+const SHUT_FAILED: u32 = 1;
+
+/// The return path, once the source opened it.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// Whether the source may open it at all.
+    allowed: bool,
+    switchover_ack: bool,
+    asked: Vec<Ask>,
+    writer: Option<StreamWriter>,
+}
+
+impl Answers {
+    pub(crate) fn new(allowed: bool, switchover_ack: bool) -> Self {
+        Self { allowed, switchover_ack, asked: Vec::new(), writer: None }
+    }
+
+    /// Notes what the source wants to hear. Bounded by what one read brings.
+    pub(crate) fn ask(&mut self, question: Ask) {
+        self.asked.push(question);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Says everything that was asked for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: answers may be lost; only a failure message may follow.
+    pub(crate) async fn give(&mut self, stream: &mut Stream) -> Result<()> {
+        if self.asked.is_empty() {
+            return Ok(());
+        }
+        for question in std::mem::take(&mut self.asked) {
+            match question {
+                Ask::OpenReturnPath if self.writer.is_some() => {}
+                Ask::OpenReturnPath => self.open(stream)?,
+                // Without a return path the decoder refuses PING.
+                Ask::Pong(value) => self.say(&Message::Pong { value })?,
+            }
+        }
+        if let Some(writer) = &mut self.writer {
+            writer.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the source that it may let go of its guest.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the message may be cut.
+    pub(crate) async fn success(&mut self) -> Result<()> {
+        self.say(&Message::Shut { status: SHUT_OK })?;
+        if let Some(writer) = &mut self.writer {
+            writer.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the source that its guest stays with it, as well as that works within `limit`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it is a courtesy; the end of the channel says the same.
+    pub(crate) async fn failure(&mut self, limit: Duration) {
+        let told = self.say(&Message::Shut { status: SHUT_FAILED });
+        if let (Ok(()), Some(writer)) = (told, &mut self.writer) {
+            let flushed: Result<()> =
+                within("telling the source", limit, async { Ok(writer.flush().await?) }).await;
+            if let Err(error) = flushed {
+                tracing::debug!(%error, "the source could not be told");
+            }
+        }
+    }
+
+    fn open(&mut self, stream: &mut Stream) -> Result<()> {
+        if !self.allowed {
+            return Err(Error::misuse(
+                "the source opened a return path, which was forbidden here: allow it, or switch the capability \
+                 return-path off at the source",
+            ));
+        }
+        let writer = stream.return_writer().map_err(|error| {
+            Error::peer_incompatible(format!(
+                "the source opened a return path and would wait for an answer for ever: switch its capability \
+                 return-path off, or use a two-way transport; {error}"
+            ))
+        })?;
+        self.writer = Some(writer);
+        if self.switchover_ack {
+            // Before PONG 1, as a destination without devices that gate the switchover does.
+            self.say(&Message::SwitchoverAck)?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, message: &Message) -> Result<()> {
+        if let Some(writer) = &mut self.writer {
+            tracing::debug!(?message, "answering");
+            writer.put(&message.to_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads and drops what still comes until the source ends the channel, so that closing ours cannot take from the kernel
+/// what the source has not read yet. Answers false when the time was over first.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+pub(crate) async fn drain(reader: &mut StreamReader, limit: Duration) -> Result<bool> {
+    let drained = tokio::time::timeout(limit, async {
+        loop {
+            let buffered = reader.buffer().len();
+            reader.consume(buffered);
+            if reader.fill().await? == 0 {
+                return Ok::<(), mig_stream::Error>(());
+            }
+        }
+    });
+    match drained.await {
+        Ok(outcome) => outcome.map(|()| true).map_err(Into::into),
+        Err(_elapsed) => Ok(false),
+    }
+}

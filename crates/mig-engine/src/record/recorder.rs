@@ -1,0 +1,318 @@
+//! Drives a recording.
+
+use std::{fmt, time::Duration};
+
+use mig_proto::{Event, Options, UnknownIterables, state::DestinationEvent};
+use mig_stream::{Stream, StreamReader};
+use mig_transport::{Blame, Listener};
+
+use crate::{
+    accept::accept_main,
+    error::{Error, Owner, Result},
+    handle::{MigrationHandle, Shared},
+    parameters::{Deadlines, Parameters},
+    record::{
+        answers::{Answers, drain},
+        counts::PageCounts,
+        keeper::Keeper,
+        sink::StreamSink,
+        walk::{InputEnd, Piece, StreamWalk},
+        writer::SinkWriter,
+    },
+    statistics::MigrationInfo,
+};
+
+/// Silence after which the decoder is told so. Only a stream without VMDESCRIPTION needs it, and only to find its end.
+const QUIET: Duration = Duration::from_millis(500);
+/// Silence inside VMDESCRIPTION after which it is taken to be cut, which is legal (docs/wire/stream.md §5).
+const CUT_DESCRIPTION: Duration = Duration::from_secs(10);
+/// How long a source that cannot be answered may take to close its end; a child has as long to exit.
+const CLOSE: Duration = Duration::from_secs(10);
+/// What a failure may spend on telling the source and on cleaning up.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// The same for a cancel, which is promised to take no longer than 100 ms.
+const HASTY_FAREWELL: Duration = Duration::from_millis(40);
+
+/// What a recorder is told. Start from `RecordOptions::default()` and change fields.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RecordOptions {
+    /// Obey OPEN_RETURN_PATH where the channel can carry answers; otherwise such a source is refused.
+    pub return_path: bool,
+    /// Agree to the switchover as soon as the return path is open, for sources with `switchover-ack`.
+    pub switchover_ack: bool,
+    /// How long each wait may take.
+    pub deadlines: Deadlines,
+    /// What the decoder is told.
+    pub stream: Options,
+}
+
+impl Default for RecordOptions {
+    fn default() -> Self {
+        let mut stream = Options::default();
+        // A recorder stores what it does not understand.
+        stream.unknown_iterables = UnknownIterables::KeepRaw;
+        Self { return_path: true, switchover_ack: false, deadlines: Deadlines::default(), stream }
+    }
+}
+
+/// Looks at everything that a recorder receives, what is not stored included.
+pub trait EventObserver: Send {
+    /// The next piece of the stream, in order.
+    fn piece(&mut self, piece: &Piece<'_>);
+}
+
+/// A complete recording.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Recorded {
+    /// The source heard that everything is kept. False where there was no way to tell it.
+    pub confirmed: bool,
+    /// Bytes of the stored stream.
+    pub bytes: u64,
+    /// Records about pages.
+    pub pages: PageCounts,
+    /// What `query-migrate` would answer.
+    pub info: MigrationInfo,
+}
+
+/// A destination that keeps the stream instead of loading it. See the [module](super).
+#[derive(Debug)]
+pub struct Recorder {
+    options: RecordOptions,
+    handle: MigrationHandle,
+}
+
+impl Recorder {
+    /// A recorder; nothing happens before [`run`](Self::run).
+    pub fn new(options: RecordOptions) -> Self {
+        let page_size = u64::from(options.stream.target_page_size.bytes());
+        Self { options, handle: MigrationHandle::new(Parameters::default(), page_size) }
+    }
+
+    /// Watches and cancels the recording, from any task.
+    pub fn handle(&self) -> MigrationHandle {
+        self.handle.clone()
+    }
+
+    /// Waits for a source, receives its stream into `sink`, commits, and tells the source.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: nothing was committed, and the source was told so where that is possible. The one exception is named
+    /// in its text: the stream was committed and the source could not be told.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future abandons the recording: nothing is committed. Use [`MigrationHandle::cancel`] to tell the
+    /// source as well.
+    pub async fn run(
+        self,
+        listener: &mut dyn Listener,
+        sink: Box<dyn StreamSink>,
+        observer: Option<&mut dyn EventObserver>,
+    ) -> Result<Recorded> {
+        let shared = std::sync::Arc::clone(self.handle.shared());
+        let outcome = self.run_inner(&shared, listener, sink, observer).await;
+        shared.finished();
+        match outcome {
+            Ok(recorded) => {
+                shared.destination_event(DestinationEvent::Complete)?;
+                Ok(Recorded { info: shared.info(), ..recorded })
+            }
+            Err(error) => {
+                let events = match error.blame() {
+                    Blame::Cancelled => [DestinationEvent::Cancel, DestinationEvent::Cancelled],
+                    _ => [DestinationEvent::Fail, DestinationEvent::Failed],
+                };
+                shared.failed_with(&error);
+                for event in events {
+                    shared.destination_event(event)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_inner(
+        self,
+        shared: &Shared,
+        listener: &mut dyn Listener,
+        sink: Box<dyn StreamSink>,
+        observer: Option<&mut dyn EventObserver>,
+    ) -> Result<Recorded> {
+        shared.begin(Vec::new());
+        shared.destination_event(DestinationEvent::Listen)?;
+        shared.listening(listener.local_addresses());
+        let accepted = tokio::select! {
+            accepted = accept_main(listener, &self.options.deadlines) => accepted,
+            () = shared.cancelled() => Err(Error::cancelled()),
+        };
+        let (stream, reader) = accepted.map_err(|error| error.during("setup"))?;
+        shared.destination_event(DestinationEvent::Connected)?;
+        let channel = stream.endpoint().to_string();
+        let mut session = Session {
+            answers: Answers::new(self.options.return_path, self.options.switchover_ack),
+            stream,
+            reader,
+            walk: StreamWalk::new(self.options.stream),
+            keeper: Keeper::default(),
+            pages: PageCounts::default(),
+            sink: SinkWriter::start(sink)?,
+            observer,
+            shared,
+        };
+        let received = tokio::select! {
+            received = session.receive() => received,
+            () = shared.cancelled() => Err(Error::cancelled()),
+        };
+        match received {
+            Ok(()) => session.conclude().await,
+            Err(error) => {
+                let error = error.during("active").on(channel);
+                session.give_up(error.blame() == Blame::Cancelled).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A recording in progress.
+struct Session<'a, 'o> {
+    stream: Stream,
+    reader: StreamReader,
+    answers: Answers,
+    walk: StreamWalk,
+    keeper: Keeper,
+    pages: PageCounts,
+    sink: SinkWriter,
+    observer: Option<&'o mut (dyn EventObserver + 'o)>,
+    shared: &'a Shared,
+}
+
+impl Session<'_, '_> {
+    /// Receives everything and makes it durable; after that only the name is missing.
+    async fn receive(&mut self) -> Result<()> {
+        let mut end = InputEnd::Open;
+        loop {
+            let at_least = self.take(end)?;
+            self.answers.give(&mut self.stream).await?;
+            self.sink.pass_on().await?;
+            if at_least == 0 || self.walk.is_complete() {
+                break;
+            }
+            end = self.more(end).await?;
+        }
+        if !self.answers.is_open() {
+            // Nothing can be told to this source. It closes when it is done, and its transport may still have something
+            // to say: that the command failed which fed us.
+            match drain(&mut self.reader, CLOSE).await {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!("the source does not close its end"),
+                Err(error) if error.blame() == Blame::Io => {
+                    tracing::debug!(%error, "after the end of the stream");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.sink.sync().await
+    }
+
+    /// Decodes what is buffered and keeps what is to be kept.
+    fn take(&mut self, end: InputEnd) -> Result<usize> {
+        let Self { reader, walk, keeper, answers, sink, pages, observer, shared, .. } = self;
+        let walked = walk.walk::<Error>(reader.buffer(), end, |piece| {
+            if let Some(event) = &piece.event {
+                pages.count(event);
+                if let Event::BlockList { entries, .. } = event {
+                    shared
+                        .statistics
+                        .total
+                        .set(entries.iter().map(|entry| entry.used_length).sum());
+                }
+            }
+            if let Some(observer) = observer {
+                observer.piece(&piece);
+            }
+            keeper.handle(&piece, sink.chunk(), |question| answers.ask(question))
+        })?;
+        reader.consume(walked.consumed);
+        let statistics = &shared.statistics;
+        statistics.transferred.set(reader.position());
+        statistics.normal.set(pages.normal + pages.xbzrle + pages.compressed);
+        statistics.duplicate.set(pages.zero);
+        Ok(walked.at_least)
+    }
+
+    /// Waits for bytes, for the end, or for silence that means something.
+    async fn more(&mut self, last: InputEnd) -> Result<InputEnd> {
+        let patience = match (self.walk.is_past_eof(), last) {
+            (true, _) if self.walk.is_in_description() => CUT_DESCRIPTION,
+            (_, InputEnd::Open) => QUIET,
+            // The decoder was told and still wants more; now only the idle deadline counts.
+            _ => return Ok(ended(self.reader.fill().await?)),
+        };
+        match tokio::time::timeout(patience, self.reader.fill()).await {
+            Ok(filled) => Ok(ended(filled?)),
+            Err(_elapsed) if self.walk.is_past_eof() => Ok(InputEnd::Closed),
+            Err(_elapsed) => Ok(InputEnd::Quiet),
+        }
+    }
+
+    /// Names the file, then tells the source. Not interrupted by a cancel: it comes too late.
+    async fn conclude(self) -> Result<Recorded> {
+        let Self { mut reader, mut answers, sink, pages, shared, stream, .. } = self;
+        let stop = stream.shutdown_handle();
+        let bytes = match sink.commit().await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                answers.failure(FAREWELL).await;
+                let _late = drain(&mut reader, FAREWELL).await;
+                stop.shutdown();
+                return Err(error.during("device"));
+            }
+        };
+        let confirmed = answers.is_open();
+        if confirmed {
+            answers.success().await.map_err(|error| {
+                Error::new(
+                    Blame::Io,
+                    "the stream is kept and complete, but the source could not be told: its guest probably goes on \
+                     there, so do not start this copy without asking",
+                )
+                .caused_by(error)
+                .owned_by(Owner::Unknown)
+            })?;
+            let closed = tokio::select! {
+                closed = drain(&mut reader, CLOSE) => closed,
+                () = shared.cancelled() => Ok(false),
+            };
+            tracing::debug!(?closed, "the source was told");
+        }
+        Ok(Recorded { confirmed, bytes, pages, info: shared.info() })
+    }
+
+    /// Leaves nothing that looks complete, and tells the source.
+    async fn give_up(self, hasty: bool) {
+        let Self { mut reader, mut answers, sink, stream, .. } = self;
+        let limit = if hasty { HASTY_FAREWELL } else { FAREWELL };
+        let farewell = async {
+            answers.failure(limit).await;
+            if answers.is_open() {
+                let _late = drain(&mut reader, limit).await;
+            }
+            stream.shutdown_handle().shutdown();
+        };
+        tokio::join!(farewell, sink.abandon(2 * limit));
+    }
+}
+
+impl fmt::Debug for Session<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+fn ended(filled: usize) -> InputEnd {
+    if filled == 0 { InputEnd::Closed } else { InputEnd::Open }
+}

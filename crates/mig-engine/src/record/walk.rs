@@ -1,0 +1,143 @@
+//! Going through a stream event by event, with the bytes each event stands for.
+//!
+//! ```text
+//!   input, cut anywhere ──▶ StreamWalk ──▶ Piece { position, bytes, event }
+//! ```
+//!
+//! Every byte of the stream is in exactly one piece. What the decoder takes before it can say what it is (the front of
+//! a device section, of a block list) comes as a piece without an event; the event that ends it follows.
+
+use mig_proto::{DecodeError, Decoder, Event, Options, Step};
+
+/// What is known about the bytes behind an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputEnd {
+    /// More will come.
+    Open,
+    /// More may come, but has not for a while; see [`Decoder::settle`].
+    Quiet,
+    /// Nothing will come.
+    Closed,
+}
+
+/// A run of bytes and, where it is known, what they say.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Piece<'a> {
+    /// Byte position of the beginning of the event that these bytes belong to.
+    pub position: u64,
+    /// The bytes of this piece; for an event that came in several pieces, the last of them.
+    pub bytes: &'a [u8],
+    /// What they say; `None` as long as the decoder cannot tell.
+    pub event: Option<Event<'a>>,
+}
+
+/// How far a walk came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Walked {
+    /// Bytes of the input that are done with.
+    pub consumed: usize,
+    /// Come again with at least this many bytes behind those; 0 when the stream is complete.
+    pub at_least: usize,
+}
+
+/// Where the end of a stream is in sight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tail {
+    NotYet,
+    /// EOF came; VMDESCRIPTION may follow.
+    PastEof,
+    /// So many bytes of VMDESCRIPTION are still to come.
+    Description(u64),
+}
+
+/// A decoder and the position of the event it is in.
+#[derive(Debug)]
+pub struct StreamWalk {
+    decoder: Decoder,
+    start: u64,
+    tail: Tail,
+}
+
+impl StreamWalk {
+    /// A walk from the beginning of a main channel.
+    pub fn new(options: Options) -> Self {
+        Self { decoder: Decoder::new(options), start: 0, tail: Tail::NotYet }
+    }
+
+    /// The decoder, for what it knows beside the events.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Goes through `input`, which follows what was consumed before, and shows every piece to `visit`.
+    ///
+    /// # Errors
+    ///
+    /// What `visit` answers, or the decoder's error; both are final.
+    pub fn walk<E: From<DecodeError>>(
+        &mut self,
+        input: &[u8],
+        end: InputEnd,
+        mut visit: impl FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<Walked, E> {
+        let mut done = 0;
+        loop {
+            let rest = &input[done..];
+            let step = match end {
+                InputEnd::Open => self.decoder.decode(rest),
+                InputEnd::Quiet => self.decoder.settle(rest),
+                InputEnd::Closed => self.decoder.finish(rest),
+            }?;
+            match step {
+                Step::Event { consumed, event } => {
+                    self.tail = self.tail.after(&event);
+                    visit(Piece {
+                        position: self.start,
+                        bytes: &rest[..consumed],
+                        event: Some(event),
+                    })?;
+                    done += consumed;
+                    self.start = self.decoder.position();
+                }
+                Step::NeedMore { consumed, at_least } => {
+                    if consumed > 0 {
+                        let bytes = &rest[..consumed];
+                        visit(Piece { position: self.start, bytes, event: None })?;
+                    }
+                    return Ok(Walked { consumed: done + consumed, at_least });
+                }
+                Step::Finished => return Ok(Walked { consumed: done, at_least: 0 }),
+            }
+        }
+    }
+
+    /// Whether the final EOF came.
+    pub fn is_past_eof(&self) -> bool {
+        self.tail != Tail::NotYet
+    }
+
+    /// Whether VMDESCRIPTION began.
+    pub fn is_in_description(&self) -> bool {
+        matches!(self.tail, Tail::Description(_))
+    }
+
+    /// Whether VMDESCRIPTION came to its announced end: nothing that matters can follow.
+    pub fn is_complete(&self) -> bool {
+        self.tail == Tail::Description(0)
+    }
+}
+
+impl Tail {
+    fn after(self, event: &Event<'_>) -> Self {
+        match (self, event) {
+            (_, Event::Eof { in_package: false }) => Self::PastEof,
+            (_, Event::VmDescription { len }) => Self::Description(u64::from(*len)),
+            (Self::Description(left), Event::VmDescriptionData(bytes)) => {
+                Self::Description(left - bytes.len() as u64)
+            }
+            (same, _) => same,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Which bytes of a stored stream go out, and what goes in between (docs/wire/stream.md §8.1).
+
+use std::ops::Range;
+
+use mig_proto::{Command, Event, encode};
+
+use crate::{
+    error::{Error, Result},
+    record::{PageCounts, Piece},
+};
+
+/// Collects what to send of one buffer.
+#[derive(Debug)]
+pub(super) struct Cutter {
+    /// Ask for the verdict behind CONFIGURATION.
+    return_path: bool,
+    /// Parts of the buffer to be sent, in order.
+    pub(super) parts: Vec<Part>,
+    pub(super) pages: PageCounts,
+    /// Bytes of guest memory, once the block list came.
+    pub(super) total: u64,
+    /// The section sent last, for messages.
+    pub(super) section: Option<String>,
+    /// The source's machine type, for messages.
+    pub(super) machine: Option<String>,
+}
+
+/// Something to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Bytes of the buffer.
+    Stored(Range<usize>),
+    /// Bytes of our own.
+    Ours(Vec<u8>),
+}
+
+impl Cutter {
+    pub(super) fn new(return_path: bool) -> Self {
+        Self {
+            return_path,
+            parts: Vec::new(),
+            pages: PageCounts::default(),
+            total: 0,
+            section: None,
+            machine: None,
+        }
+    }
+
+    /// Takes the next piece, which is at `at` in the buffer.
+    pub(super) fn handle(&mut self, piece: &Piece<'_>, at: usize) -> Result<()> {
+        let place = at..at + piece.bytes.len();
+        let Some(event) = &piece.event else {
+            self.stored(place);
+            return Ok(());
+        };
+        self.pages.count(event);
+        match event {
+            Event::Command(command) if !is_replayed(command, piece.position)? => return Ok(()),
+            Event::Configuration(configuration) => {
+                self.machine = Some(String::from_utf8_lossy(configuration.machine()).into_owned());
+                self.stored(place);
+                self.ask();
+                return Ok(());
+            }
+            // Old machine types have no CONFIGURATION: the first section is the latest place to ask.
+            Event::Section(header) => {
+                self.ask();
+                self.section = Some(header.idstr.to_string());
+            }
+            Event::BlockList { entries, .. } => {
+                self.total = entries.iter().map(|entry| entry.used_length).sum();
+            }
+            Event::Trailing(_) => return Ok(()),
+            _ => {}
+        }
+        self.stored(place);
+        Ok(())
+    }
+
+    fn stored(&mut self, place: Range<usize>) {
+        match self.parts.last_mut() {
+            Some(Part::Stored(before)) if before.end == place.start => before.end = place.end,
+            _ if place.is_empty() => {}
+            _ => self.parts.push(Part::Stored(place)),
+        }
+    }
+
+    fn ask(&mut self) {
+        if std::mem::take(&mut self.return_path) {
+            let mut bytes = Vec::new();
+            encode::command(&mut bytes, &Command::OpenReturnPath);
+            encode::command(&mut bytes, &Command::Ping(1));
+            self.parts.push(Part::Ours(bytes));
+        }
+    }
+}
+
+fn is_replayed(command: &Command<'_>, position: u64) -> Result<bool> {
+    match command {
+        // Said to another destination; this one hears our own.
+        Command::OpenReturnPath | Command::Ping(_) => Ok(false),
+        Command::PostcopyListen
+        | Command::PostcopyRun
+        | Command::PostcopyResume
+        | Command::RamDiscard(_)
+        | Command::RecvBitmap { .. }
+        | Command::Packaged { .. } => Err(Error::peer_incompatible(format!(
+            "byte {position} ({position:#x}): the stored stream is a postcopy migration ({}): its destination would ask \
+             for pages, and there is no source to ask. Store a precopy migration instead",
+            command.name()
+        ))
+        .at(position)),
+        _ => Ok(true),
+    }
+}

@@ -1,0 +1,363 @@
+//! Drives a replay.
+
+use std::{io::Read, sync::Arc, time::Duration};
+
+use mig_proto::{Options, UnknownIterables, state::SourceEvent};
+use mig_stream::{IdleClock, Stream, StreamOptions, StreamWriter, within};
+use mig_transport::{Blame, Connector};
+
+use crate::{
+    error::{Error, Owner, Result},
+    handle::{MigrationHandle, Shared},
+    parameters::{Deadlines, Parameters},
+    record::{InputEnd, PageCounts, StreamWalk},
+    replay::{
+        cutter::{Cutter, Part},
+        input::InputReader,
+    },
+    source::{ReturnPath, Verdict},
+    statistics::MigrationInfo,
+};
+
+/// How long a destination's last words are waited for when writing to it failed.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What a replayer is told. Start from `ReplayOptions::default()` and change fields.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ReplayOptions {
+    /// Ask the destination to confirm. On a channel that cannot carry answers this is an error before anything is sent.
+    pub return_path: ReturnPathWish,
+    /// `max-bandwidth`.
+    pub parameters: Parameters,
+    /// How long each wait may take.
+    pub deadlines: Deadlines,
+    /// What the decoder is told.
+    pub stream: Options,
+}
+
+/// Whether to ask for confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReturnPathWish {
+    /// Where a socket carries the stream, because both ends of one can always talk. A pipe or a child may lead to
+    /// something that listens only, so there the user has to ask.
+    Sockets,
+    /// Always; refused where the channel is one-way.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Default for ReplayOptions {
+    fn default() -> Self {
+        let mut stream = Options::default();
+        stream.unknown_iterables = UnknownIterables::KeepRaw;
+        Self {
+            return_path: ReturnPathWish::Sockets,
+            parameters: Parameters::default(),
+            deadlines: Deadlines::default(),
+            stream,
+        }
+    }
+}
+
+/// A replay that came to its end.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Replayed {
+    /// The destination said that it has everything. False: everything was sent, and there was no way to hear.
+    pub confirmed: bool,
+    /// Bytes sent, ours included.
+    pub bytes: u64,
+    /// Records about pages.
+    pub pages: PageCounts,
+    /// What `query-migrate` would answer.
+    pub info: MigrationInfo,
+}
+
+/// A source that replays a stored stream. See the [module](super).
+#[derive(Debug)]
+pub struct Replayer {
+    options: ReplayOptions,
+    handle: MigrationHandle,
+}
+
+impl Replayer {
+    /// A replayer; nothing happens before [`run`](Self::run).
+    pub fn new(options: ReplayOptions) -> Self {
+        let page_size = u64::from(options.stream.target_page_size.bytes());
+        let handle = MigrationHandle::new(options.parameters.clone(), page_size);
+        Self { options, handle }
+    }
+
+    /// Watches and cancels the replay, from any task.
+    pub fn handle(&self) -> MigrationHandle {
+        self.handle.clone()
+    }
+
+    /// Connects, sends `input` (called `name` in messages), and waits for the destination's verdict.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], whose owner tells whether the destination may have started the guest.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cuts the channel, which the destination cannot take for a complete stream.
+    pub async fn run(
+        self,
+        connector: &dyn Connector,
+        input: Box<dyn Read + Send>,
+        name: &str,
+    ) -> Result<Replayed> {
+        let shared = Arc::clone(self.handle.shared());
+        let outcome = self.run_inner(&shared, connector, input, name).await;
+        shared.finished();
+        match outcome {
+            Ok(replayed) => {
+                shared.source_event(SourceEvent::Complete)?;
+                Ok(Replayed { info: shared.info(), ..replayed })
+            }
+            Err(error) => {
+                let events = match error.blame() {
+                    Blame::Cancelled => [SourceEvent::Cancel, SourceEvent::Cancelled],
+                    _ => [SourceEvent::Fail, SourceEvent::Failed],
+                };
+                shared.failed_with(&error);
+                for event in events {
+                    shared.source_event(event)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_inner(
+        self,
+        shared: &Shared,
+        connector: &dyn Connector,
+        input: Box<dyn Read + Send>,
+        name: &str,
+    ) -> Result<Replayed> {
+        shared.begin(Vec::new());
+        shared.source_event(SourceEvent::Start)?;
+        let input = InputReader::start(input, name.into())?;
+        let opened = tokio::select! {
+            opened = self.open(shared, connector) => opened,
+            () = shared.cancelled() => Err(Error::cancelled()),
+        };
+        let (stream, writer, answers) = opened.map_err(|error| error.during("setup"))?;
+        shared.source_event(SourceEvent::Ready)?;
+        let channel = stream.endpoint().to_string();
+        let stop = stream.shutdown_handle();
+        let mut session = Session {
+            writer,
+            input,
+            walk: StreamWalk::new(self.options.stream),
+            cutter: Cutter::new(answers.is_some()),
+            name,
+            shared,
+        };
+        let acknowledgement = self.options.deadlines.final_acknowledgement;
+        let replayed = tokio::select! {
+            replayed = session.run(answers, acknowledgement) => replayed,
+            () = shared.cancelled() => Err(Error::cancelled()),
+        };
+        replayed.map_err(|error| {
+            // Cut, not ended: what arrived must not look complete.
+            stop.shutdown();
+            error.on(channel).during(shared.status().as_str())
+        })
+    }
+
+    async fn open(
+        &self,
+        shared: &Shared,
+        connector: &dyn Connector,
+    ) -> Result<(Stream, StreamWriter, Option<ReturnPath>)> {
+        let channel = connector.connect().await?;
+        let mut options = StreamOptions::default().limiter(Arc::clone(&shared.limiter));
+        if let Some(idle) = self.options.deadlines.idle {
+            options = options.idle(IdleClock::new(idle));
+        }
+        let mut stream = Stream::open(channel, options);
+        let capabilities = stream.capabilities();
+        let wanted = match self.options.return_path {
+            ReturnPathWish::Always => true,
+            ReturnPathWish::Never => false,
+            ReturnPathWish::Sockets => capabilities.return_path && capabilities.forced_shutdown,
+        };
+        let answers = match wanted {
+            // Blocks are not known yet. Nobody may ask a stored stream for pages anyway.
+            true => Some(ReturnPath::new(
+                stream.return_reader()?,
+                Vec::new(),
+                u64::from(self.options.stream.target_page_size.bytes()),
+            )?),
+            false => None,
+        };
+        let writer = stream.writer()?;
+        Ok((stream, writer, answers))
+    }
+}
+
+/// A replay in progress.
+struct Session<'a> {
+    writer: StreamWriter,
+    input: InputReader,
+    walk: StreamWalk,
+    cutter: Cutter,
+    name: &'a str,
+    shared: &'a Shared,
+}
+
+impl Session<'_> {
+    async fn run(
+        &mut self,
+        answers: Option<ReturnPath>,
+        acknowledgement: Duration,
+    ) -> Result<Replayed> {
+        let confirmed = match answers {
+            Some(answers) => {
+                self.send_and_listen(answers, acknowledgement).await?;
+                // The destination has everything; how the channel ends says nothing any more.
+                if let Err(error) = self.writer.finish().await {
+                    tracing::debug!(%error, "ending the channel after the verdict");
+                }
+                true
+            }
+            None => {
+                self.send().await?;
+                self.writer.finish().await?;
+                false
+            }
+        };
+        Ok(Replayed {
+            confirmed,
+            bytes: self.writer.position(),
+            pages: self.cutter.pages,
+            info: self.shared.info(),
+        })
+    }
+
+    async fn send_and_listen(
+        &mut self,
+        mut answers: ReturnPath,
+        acknowledgement: Duration,
+    ) -> Result<()> {
+        let early = tokio::select! {
+            sent = self.send() => Err(sent),
+            verdict = answers.verdict() => Ok(verdict),
+        };
+        match early {
+            Ok(Ok(Verdict::Succeeded)) => {
+                // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody reads it is no
+                // failure any more.
+                if let Err(error) = self.send().await {
+                    tracing::debug!(%error, "after the verdict");
+                }
+                Ok(())
+            }
+            Ok(verdict) => Err(self.refused(verdict)),
+            Err(Ok(())) => {
+                let verdict = within::<_, Error>(
+                    "waiting for the destination's verdict",
+                    acknowledgement,
+                    answers.verdict(),
+                )
+                .await;
+                match verdict {
+                    Ok(Verdict::Succeeded) => Ok(()),
+                    Err(error) => Err(error.owned_by(Owner::Unknown)),
+                    refused => Err(self.refused(refused)),
+                }
+            }
+            // The link's word for a destination that gave up is "broken pipe"; its own may be on the way.
+            Err(Err(error)) if error.blame() == Blame::Io => {
+                match tokio::time::timeout(LAST_WORDS, answers.verdict()).await {
+                    Ok(Ok(Verdict::Succeeded)) => Ok(()),
+                    Ok(Ok(verdict)) => Err(self.refused(Ok(verdict)).caused_by(error)),
+                    Ok(Err(_)) | Err(_) => Err(error),
+                }
+            }
+            Err(Err(error)) => Err(error),
+        }
+    }
+
+    /// Sends what is left of the input, each buffer only after all of it was found sound.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe, except that it may be called again after a verdict, for what nobody needs any more.
+    async fn send(&mut self) -> Result<()> {
+        loop {
+            let (buffer, ended) = self.input.next().await?;
+            let end = if ended { InputEnd::Closed } else { InputEnd::Open };
+            let Self { walk, cutter, .. } = self;
+            let bytes = buffer.bytes();
+            let mut at = 0;
+            let walked = walk
+                .walk::<Error>(bytes, end, |piece| {
+                    cutter.handle(&piece, at)?;
+                    at += piece.bytes.len();
+                    Ok(())
+                })
+                .map_err(|error| self.unsound(error))?;
+            for part in std::mem::take(&mut self.cutter.parts) {
+                match part {
+                    Part::Stored(place) => self.writer.write_all(&bytes[place]).await?,
+                    Part::Ours(ours) => self.writer.write_all(&ours).await?,
+                }
+                self.shared.statistics.transferred.set(self.writer.position());
+            }
+            self.input.used(buffer, walked.consumed);
+            self.writer.flush().await?;
+            self.publish();
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let statistics = &self.shared.statistics;
+        let pages = &self.cutter.pages;
+        statistics.transferred.set(self.writer.position());
+        statistics.normal.set(pages.normal + pages.xbzrle + pages.compressed);
+        statistics.duplicate.set(pages.zero);
+        statistics.total.set(self.cutter.total);
+    }
+
+    /// The input itself is at fault; the destination is not.
+    fn unsound(&self, error: Error) -> Error {
+        let what = format!("{} cannot be sent: {error}", self.name);
+        let position = error.position();
+        let unsound = Error::new(error.blame(), what);
+        match position {
+            Some(position) => unsound.at(position),
+            None => unsound,
+        }
+    }
+
+    /// The destination did not take the guest.
+    fn refused(&self, verdict: Result<Verdict>) -> Error {
+        let sent = self.writer.position();
+        let how = match verdict {
+            Ok(Verdict::Failed(status)) => format!("gave up (SHUT {status})"),
+            Ok(Verdict::Closed) => "closed the channel without a verdict".into(),
+            Ok(Verdict::Succeeded) => "contradicted itself".into(),
+            Err(error) => return error.at(sent),
+        };
+        let section = match &self.cutter.section {
+            Some(section) => format!(", at or before section \"{section}\""),
+            None => String::new(),
+        };
+        let machine = self.cutter.machine.as_deref().unwrap_or("of an old machine type");
+        Error::peer_incompatible(format!(
+            "the destination {how} within the first {sent} bytes{section}: look at its log; it must have the same \
+             machine type ({machine}), memory size and devices as the guest in {}",
+            self.name
+        ))
+        .at(sent)
+    }
+}

@@ -1,0 +1,651 @@
+//! The source of a migration.
+//!
+//! ```text
+//!   setup ──▶ active: pass after pass ──▶ [pre-switchover] ──▶ device ──▶ completed
+//!    │          │ header, START, PART …      guest stopped       │ END, devices, EOF
+//!    └──────────┴──── cancel, error: the guest runs on here ─────┘    ▲ SHUT 0
+//! ```
+//!
+//! The guest is handed back on every failure, except one: once everything was sent, only the destination's word tells
+//! who owns it. If that word does not come, the guest stays stopped here and the error says [`Owner::Unknown`]. A
+//! destination that answers with a failure, or ends the stream without a word, never started the guest.
+
+mod bandwidth;
+mod convergence;
+mod ram;
+mod return_path;
+mod vmdesc;
+
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mig_proto::{
+    Command, Configuration, Name, RamWord, SectionHeader, SectionKind, encode,
+    globalstate::{GlobalState, RunState},
+    return_path::{BlockName, SourceBlock},
+    state::{MigrationStatus, SourceEvent},
+};
+use mig_ram::{GuestMemory, PAGE_SIZE};
+use mig_stream::{IdleClock, Stream, StreamOptions, StreamWriter};
+use mig_transport::{Connector, RamHooks, WindowReason};
+
+pub(crate) use self::return_path::{ReturnPath, Verdict};
+use self::{
+    bandwidth::Bandwidth,
+    convergence::{Convergence, Decision},
+    ram::RamSource,
+};
+use crate::{
+    blockers::Blockers,
+    error::{Error, Owner, Result},
+    guest::{DeviceSection, Guest},
+    handle::{MigrationHandle, Shared},
+    parameters::{Capabilities, Deadlines, Parameters},
+    statistics::MigrationInfo,
+};
+
+/// The section id of `ram`; devices follow.
+const RAM_SECTION: u32 = 1;
+
+/// The `ram` section's version (docs/wire/ram.md, head).
+const RAM_VERSION: u32 = 4;
+
+/// How long a PART section may take before the next begins, as in QEMU: the far end sees a footer that often.
+const PART_TIME: Duration = Duration::from_millis(50);
+
+/// How long a destination's last words are waited for after the link broke.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A successful migration.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// Whether the other end said that it has everything; false where the transport has no way back.
+    pub confirmed: bool,
+    /// The final statistics.
+    pub info: MigrationInfo,
+}
+
+/// One guest to be sent, once.
+pub struct Source {
+    memory: Arc<dyn GuestMemory>,
+    guest: Box<dyn Guest>,
+    blockers: Blockers,
+    capabilities: Capabilities,
+    deadlines: Deadlines,
+    uuid: Option<[u8; 16]>,
+    switchover_start: bool,
+    handle: MigrationHandle,
+}
+
+impl Source {
+    /// A source with default parameters and a return path.
+    pub fn new(memory: Arc<dyn GuestMemory>, guest: Box<dyn Guest>) -> Self {
+        Self {
+            memory,
+            guest,
+            blockers: Blockers::default(),
+            capabilities: Capabilities { return_path: true, ..Capabilities::default() },
+            deadlines: Deadlines::default(),
+            uuid: None,
+            switchover_start: false,
+            handle: MigrationHandle::new(Parameters::default(), PAGE_SIZE as u64),
+        }
+    }
+
+    /// Sets the capabilities.
+    #[must_use]
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = capabilities;
+        self
+    }
+
+    /// Sets the parameters to begin with.
+    #[must_use]
+    pub fn with_parameters(self, parameters: Parameters) -> Self {
+        self.handle.set_parameters(parameters);
+        self
+    }
+
+    /// Sets the deadlines.
+    #[must_use]
+    pub fn with_deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// Shares the guest's list of blockers.
+    #[must_use]
+    pub fn with_blockers(mut self, blockers: Blockers) -> Self {
+        self.blockers = blockers;
+        self
+    }
+
+    /// Names the guest in CONFIGURATION, so that a destination for another one refuses (capability `validate-uuid`).
+    #[must_use]
+    pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// Announces the switchover on the wire. Only for destinations that know the command: QEMU 10.0 and newer, and
+    /// our own (docs/wire/stream.md §6).
+    #[must_use]
+    pub fn with_switchover_start(mut self) -> Self {
+        self.switchover_start = true;
+        self
+    }
+
+    /// Watches, steers and stops this migration, from any task, before and while it runs.
+    pub fn handle(&self) -> MigrationHandle {
+        self.handle.clone()
+    }
+
+    /// Gives the guest back after the migration.
+    pub fn into_guest(self) -> Box<dyn Guest> {
+        self.guest
+    }
+
+    /// Migrates.
+    ///
+    /// # Errors
+    ///
+    /// Whatever ended it; [`Error::owner`] tells who may run the guest. Unless that is unknown, the guest runs here
+    /// again if it ran before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: a dropped future leaves the guest as it is, perhaps stopped. Use
+    /// [`MigrationHandle::cancel`], which hands it back.
+    pub async fn run(&mut self, connector: &dyn Connector) -> Result<Outcome> {
+        let shared = Arc::clone(self.handle.shared());
+        let blocked = self.blockers.reasons();
+        shared.begin(blocked.clone());
+        if !blocked.is_empty() {
+            return Err(Error::misuse(format!("migration is blocked: {}", blocked.join("; "))));
+        }
+        shared.source_event(SourceEvent::Start)?;
+        let progress = Progress::default();
+        let outcome = {
+            let drive = pin!(self.drive(connector, &shared, &progress));
+            tokio::select! {
+                biased;
+                () = shared.cancelled() => Err(Error::cancelled()),
+                outcome = drive => outcome,
+            }
+        };
+        self.memory_log_ended();
+        match outcome {
+            Ok(confirmed) => {
+                shared.finished();
+                shared.source_event(SourceEvent::Complete)?;
+                Ok(Outcome { confirmed, info: shared.info() })
+            }
+            Err(error) => Err(self.fail(error, &shared, &progress)),
+        }
+    }
+
+    fn memory_log_ended(&self) {
+        if let Err(error) = self.memory.stop_dirty_log() {
+            tracing::warn!(%error, "the dirty log could not be ended");
+        }
+    }
+
+    /// Ends a failed migration: states, the guest handed back, the error completed.
+    fn fail(&mut self, error: Error, shared: &Shared, progress: &Progress) -> Error {
+        let owner = progress.owner();
+        let phase = shared.status().as_str();
+        let mut error = error.during(phase).owned_by(owner);
+        if owner == Owner::Source
+            && progress.guest_stopped.load(Ordering::Relaxed)
+            && let Err(refused) = self.guest.resume()
+        {
+            tracing::error!(error = %refused, "the guest could not be resumed");
+            error = error.noting(format!("the guest could not be resumed: {refused}"));
+        }
+        shared.failed_with(&error);
+        shared.finished();
+        let events = if error.blame() == mig_transport::Blame::Cancelled {
+            [SourceEvent::Cancel, SourceEvent::Cancelled]
+        } else {
+            [SourceEvent::Fail, SourceEvent::Failed]
+        };
+        for event in events {
+            if let Err(bad) = shared.source_event(event) {
+                tracing::debug!(error = %bad, "ending a migration");
+            }
+        }
+        error
+    }
+
+    /// Everything from connecting to the verdict; answers whether it was confirmed.
+    async fn drive(
+        &mut self,
+        connector: &dyn Connector,
+        shared: &Arc<Shared>,
+        progress: &Progress,
+    ) -> Result<bool> {
+        let mut ram = RamSource::new(Arc::clone(&self.memory))?;
+        let channel = connector.connect().await?;
+        let name = channel.endpoint().to_string();
+        let mut options = StreamOptions::default().limiter(Arc::clone(&shared.limiter));
+        let idle = self.deadlines.idle.map(IdleClock::new);
+        if let Some(idle) = &idle {
+            options = options.idle(Arc::clone(idle));
+        }
+        let mut stream = Stream::open(channel, options);
+        let mut back = match self.capabilities.return_path {
+            true => Some(ReturnPath::new(
+                stream.return_reader()?,
+                self.return_path_blocks()?,
+                PAGE_SIZE as u64,
+            )?),
+            false => None,
+        };
+        let mut job = Job {
+            out: stream.writer()?,
+            hooks: stream.take_ram_hooks(),
+            ram: &mut ram,
+            guest: &mut *self.guest,
+            shared,
+            progress,
+            idle,
+            return_path: self.capabilities.return_path,
+            pause: self.capabilities.pause_before_switchover,
+            switchover_start: self.switchover_start,
+            uuid: self.uuid,
+            stopped_at: None,
+        };
+        let sent = match &mut back {
+            None => job.send().await,
+            Some(back) => send_listening(job.send(), back, progress).await,
+        };
+        sent.map_err(|error| error.on(name.as_str()))?;
+        let confirmed = match &mut back {
+            None => false,
+            Some(back) => {
+                let limit = self.deadlines.final_acknowledgement;
+                let verdict = tokio::time::timeout(limit, back.verdict())
+                    .await
+                    .map_err(|_| Error::deadline("the destination's verdict", limit).on(&name))?;
+                decide(verdict?, progress).map_err(|error| error.on(name.as_str()))?;
+                true
+            }
+        };
+        if let Some(stopped) = job.stopped_at {
+            shared.statistics.downtime_us.set_micros(stopped.elapsed());
+        }
+        // Before the verdict the far end might take the end of our stream for a lost source.
+        let finished = job.out.finish().await;
+        if !confirmed {
+            finished?;
+            // Nobody can say more than this: it has left us in good order.
+            progress.set_owner(Owner::Destination);
+        } else if let Err(error) = finished {
+            tracing::debug!(%error, "the destination hung up first");
+        }
+        Ok(confirmed)
+    }
+
+    fn return_path_blocks(&self) -> Result<Vec<SourceBlock>> {
+        (0..self.memory.block_count())
+            .filter_map(|index| self.memory.block(index))
+            .map(|block| {
+                Ok(SourceBlock {
+                    name: BlockName::new(&block.idstr)
+                        .map_err(|error| Error::misuse(error.to_string()))?,
+                    used_length: block.used_length,
+                    host_page_size: PAGE_SIZE as u64,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Sends and listens at once, so that a destination that gives up is heard at once.
+async fn send_listening(
+    send: impl Future<Output = Result<()>>,
+    back: &mut ReturnPath,
+    progress: &Progress,
+) -> Result<()> {
+    let mut send = pin!(send);
+    let mut decided = false;
+    let sent = loop {
+        tokio::select! {
+            biased;
+            sent = &mut send => break sent,
+            verdict = back.verdict(), if !decided => {
+                decide(verdict?, progress)?;
+                // It may say so before we have written the description that follows the end.
+                decided = true;
+            }
+        }
+    };
+    let Err(error) = sent else { return Ok(()) };
+    // A write that failed is often the echo of a destination that gave up and said why.
+    match tokio::time::timeout(LAST_WORDS, back.verdict()).await {
+        Ok(Ok(verdict @ Verdict::Failed(_))) => decide(verdict, progress),
+        _ => Err(error),
+    }
+}
+
+/// What a verdict means for the guest.
+fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
+    match verdict {
+        Verdict::Succeeded => {
+            progress.set_owner(Owner::Destination);
+            Ok(())
+        }
+        Verdict::Failed(status) => {
+            progress.set_owner(Owner::Source);
+            Err(Error::new(
+                mig_transport::Blame::PeerIncompatible,
+                format!(
+                    "the destination gave up (SHUT {status}); its own log or standard error says why"
+                ),
+            ))
+        }
+        Verdict::Closed => {
+            progress.set_owner(Owner::Source);
+            Err(Error::new(
+                mig_transport::Blame::PeerIncompatible,
+                "the destination closed the connection without a verdict: it gave up, and its own log or standard \
+                 error says why",
+            ))
+        }
+    }
+}
+
+/// What the failure path has to know.
+#[derive(Debug, Default)]
+struct Progress {
+    guest_stopped: AtomicBool,
+    owner: AtomicU8,
+}
+
+impl Progress {
+    fn owner(&self) -> Owner {
+        match self.owner.load(Ordering::Relaxed) {
+            0 => Owner::Source,
+            1 => Owner::Destination,
+            _ => Owner::Unknown,
+        }
+    }
+
+    fn set_owner(&self, owner: Owner) {
+        let number = match owner {
+            Owner::Source => 0,
+            Owner::Destination => 1,
+            Owner::Unknown => 2,
+        };
+        self.owner.store(number, Ordering::Relaxed);
+    }
+}
+
+/// The sending half of a migration, with all it needs.
+struct Job<'a> {
+    out: StreamWriter,
+    hooks: Box<dyn RamHooks>,
+    ram: &'a mut RamSource,
+    guest: &'a mut dyn Guest,
+    shared: &'a Shared,
+    progress: &'a Progress,
+    idle: Option<Arc<IdleClock>>,
+    return_path: bool,
+    pause: bool,
+    switchover_start: bool,
+    uuid: Option<[u8; 16]>,
+    stopped_at: Option<Instant>,
+}
+
+impl Job<'_> {
+    /// Header to VMDESCRIPTION (docs/wire/stream.md §8.1).
+    async fn send(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        self.set_up().await?;
+        self.shared.source_event(SourceEvent::Ready)?;
+        self.shared.statistics.setup_us.set_micros(begun.elapsed());
+        self.iterate().await?;
+        let state = self.switch_over().await?;
+        self.complete(state).await
+    }
+
+    async fn set_up(&mut self) -> Result<()> {
+        let machine = self.guest.machine_type();
+        let mut configuration = Configuration::new(machine.as_bytes())
+            .map_err(|error| Error::misuse(format!("machine type: {error}")))?;
+        if let Some(uuid) = self.uuid {
+            configuration = configuration.with_uuid(uuid);
+        }
+        let mut head = encode::FILE_HEADER.to_vec();
+        encode::configuration(&mut head, &configuration);
+        if self.return_path {
+            encode::command(&mut head, &Command::OpenReturnPath);
+            encode::command(&mut head, &Command::Ping(1));
+        }
+        encode::section(&mut head, &ram_section(SectionKind::Start));
+        self.ram.encode_block_list(&mut head);
+        self.out.write_all(&head).await?;
+        self.shared.statistics.total.set(self.ram.total_bytes());
+        self.ram.register(&mut *self.hooks).await?;
+        self.open_window(WindowReason::Setup).await?;
+        self.close_window(WindowReason::Setup).await?;
+        self.end_ram_section().await?;
+        self.out.flush().await?;
+        self.ram.start()?;
+        Ok(())
+    }
+
+    /// Pass after pass, until what is left fits the downtime.
+    async fn iterate(&mut self) -> Result<()> {
+        let statistics = &self.shared.statistics;
+        let counters = self.out.counters();
+        let mut bandwidth = Bandwidth::new(Instant::now(), counters.bytes_sent(), 0);
+        let mut convergence = Convergence::default();
+        let mut pass = 1;
+        let mut synced = Instant::now();
+        loop {
+            statistics.dirty_sync_count.set(pass);
+            self.shared.pass(pass, self.ram.unsent_bytes());
+            loop {
+                let more = self.send_part(SectionKind::Part, WindowReason::Round).await?;
+                let pages = statistics.normal.value() + statistics.duplicate.value();
+                let rates = bandwidth.update(Instant::now(), counters.bytes_sent(), pages);
+                statistics.bandwidth_bytes_per_sec.set(rates.bytes_per_sec);
+                statistics.pages_per_second.set(rates.pages_per_sec);
+                if !more {
+                    break;
+                }
+            }
+            let dirtied = self.ram.sync()?;
+            let millis = synced.elapsed().as_millis().max(1);
+            synced = Instant::now();
+            let rate = u128::from(dirtied) * 1000 / millis;
+            statistics.dirty_pages_rate.set(u64::try_from(rate).unwrap_or(u64::MAX));
+            let remaining = self.ram.unsent_bytes();
+            statistics.remaining.set(remaining);
+            let measured = statistics.bandwidth_bytes_per_sec.value();
+            if let Some(millis) = (remaining * 1000).checked_div(measured) {
+                statistics.expected_downtime_ms.set(millis);
+            }
+            let threshold = self.shared.parameters().switchover_threshold(measured);
+            match convergence.decide(remaining, threshold, measured) {
+                Decision::SwitchOver => return Ok(()),
+                Decision::AnotherPass => pass += 1,
+            }
+        }
+    }
+
+    /// Stops the guest; answers the state it was in.
+    async fn switch_over(&mut self) -> Result<RunState> {
+        let statistics = &self.shared.statistics;
+        statistics.precopy_bytes.set(self.out.counters().bytes_sent());
+        let state = self.guest.run_state();
+        self.stopped_at = Some(Instant::now());
+        self.progress.guest_stopped.store(true, Ordering::Relaxed);
+        self.guest
+            .stop()
+            .map_err(|error| Error::misuse("the guest could not be stopped").caused_by(error))?;
+        if self.pause {
+            self.shared.source_event(SourceEvent::ConvergedPausing)?;
+            self.wait_to_continue().await;
+            self.shared.source_event(SourceEvent::Continue)?;
+        } else {
+            self.shared.source_event(SourceEvent::Converged)?;
+        }
+        debug_assert_eq!(self.shared.status(), MigrationStatus::Device);
+        self.ram.sync()?;
+        statistics.dirty_sync_count.add(1);
+        Ok(state)
+    }
+
+    async fn wait_to_continue(&self) {
+        // The wire is silent for as long as the operator thinks: that is no dead link.
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let told = self.shared.told_to_continue();
+        let mut told = pin!(told);
+        loop {
+            tokio::select! {
+                () = &mut told => return,
+                _ = tick.tick() => {
+                    if let Some(idle) = &self.idle {
+                        idle.touch();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The last pages, the devices, the end.
+    async fn complete(&mut self, state: RunState) -> Result<()> {
+        // The guest stands still: the rate is for those who share the link with a running one.
+        self.out.set_urgent(true);
+        if self.switchover_start {
+            let mut command = Vec::new();
+            encode::command(&mut command, &Command::SwitchoverStart);
+            self.out.write_all(&command).await?;
+        }
+        self.send_part(SectionKind::End, WindowReason::Finish).await?;
+        let mut devices = self.guest.save_devices().map_err(|error| {
+            Error::misuse("the guest's devices could not be saved").caused_by(error)
+        })?;
+        let global = GlobalState { run_state: state, vm_was_suspended: Some(false) };
+        devices.push(DeviceSection {
+            idstr: "globalstate".into(),
+            instance_id: 0,
+            version_id: 1,
+            payload: global.encode().to_vec(),
+        });
+        for (section_id, device) in (RAM_SECTION + 1..).zip(&devices) {
+            self.send_device(section_id, device).await?;
+        }
+        self.out.flush().await?;
+        // From the next byte on the destination may own the guest.
+        self.progress.set_owner(Owner::Unknown);
+        let description = vmdesc::describe(PAGE_SIZE as u64, &devices);
+        let len = u32::try_from(description.len())
+            .map_err(|_| Error::misuse("the devices' description is longer than 4 GiB"))?;
+        let mut tail = vec![encode::EOF];
+        tail.extend_from_slice(&encode::vmdescription_header(len));
+        self.out.write_all(&tail).await?;
+        self.out.write_all(&description).await?;
+        self.out.flush().await?;
+        let statistics = &self.shared.statistics;
+        let sent = self.out.counters().bytes_sent();
+        statistics.transferred.set(sent);
+        statistics.downtime_bytes.set(sent.saturating_sub(statistics.precopy_bytes.value()));
+        statistics.remaining.set(0);
+        Ok(())
+    }
+
+    async fn send_device(&mut self, section_id: u32, device: &DeviceSection) -> Result<()> {
+        let idstr = Name::new(device.idstr.as_bytes())
+            .map_err(|error| Error::misuse(format!("device {:?}: {error}", device.idstr)))?;
+        let header = SectionHeader {
+            kind: SectionKind::Full,
+            section_id,
+            idstr,
+            instance_id: device.instance_id,
+            version_id: device.version_id,
+        };
+        let mut head = Vec::with_capacity(300);
+        encode::section(&mut head, &header);
+        self.out.write_all(&head).await?;
+        self.out.write_all(&device.payload).await?;
+        self.out.write_all(&encode::footer(section_id)).await?;
+        Ok(())
+    }
+
+    /// One PART, as long as [`PART_TIME`] lasts, or all that is left in an END; answers whether the pass goes on.
+    async fn send_part(&mut self, kind: SectionKind, reason: WindowReason) -> Result<bool> {
+        let begun = Instant::now();
+        let mut head = Vec::with_capacity(8);
+        encode::section(&mut head, &ram_section(kind));
+        self.out.write_all(&head).await?;
+        self.open_window(reason).await?;
+        let statistics = &self.shared.statistics;
+        let more = loop {
+            let more = if self.hooks.active() {
+                self.ram.offer_pages(&mut self.out, &mut *self.hooks, statistics).await?
+            } else {
+                self.ram.put_pages(&mut self.out, statistics)?
+            };
+            if !more {
+                break false;
+            }
+            self.out.make_room().await?;
+            statistics.transferred.set(self.out.counters().bytes_sent());
+            statistics.remaining.set(self.ram.unsent_bytes());
+            if kind == SectionKind::Part && begun.elapsed() >= PART_TIME {
+                break true;
+            }
+        };
+        self.close_window(reason).await?;
+        self.end_ram_section().await?;
+        // The far end sees the footer now, and the counters are true at the end of a pass.
+        self.out.flush().await?;
+        statistics.transferred.set(self.out.counters().bytes_sent());
+        Ok(more)
+    }
+
+    async fn end_ram_section(&mut self) -> Result<()> {
+        let mut tail = RamWord::EOS.to_be_bytes().to_vec();
+        tail.extend_from_slice(&encode::footer(RAM_SECTION));
+        Ok(self.out.write_all(&tail).await?)
+    }
+
+    async fn open_window(&mut self, reason: WindowReason) -> Result<()> {
+        if !self.hooks.active() {
+            return Ok(());
+        }
+        self.hooks.before_iterate(reason).await?;
+        self.out.write_all(&RamWord::HOOK.to_be_bytes()).await?;
+        // Nothing may follow the record in the same message (docs/wire/rdma.md §6).
+        Ok(self.out.flush().await?)
+    }
+
+    async fn close_window(&mut self, reason: WindowReason) -> Result<()> {
+        if !self.hooks.active() {
+            return Ok(());
+        }
+        self.out.flush().await?;
+        Ok(self.hooks.after_iterate(reason).await?)
+    }
+}
+
+fn ram_section(kind: SectionKind) -> SectionHeader<'static> {
+    SectionHeader {
+        kind,
+        section_id: RAM_SECTION,
+        idstr: Name::new(b"ram").expect("three bytes"),
+        instance_id: 0,
+        version_id: RAM_VERSION,
+    }
+}

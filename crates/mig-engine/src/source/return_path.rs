@@ -1,0 +1,75 @@
+//! The source's ear: reads what the destination says until its verdict.
+
+use mig_proto::return_path::{ReturnPathDecoder, SourceBlock, SourceEvent, SourceReturnPath};
+use mig_stream::StreamReader;
+use tokio::sync::Notify;
+
+use crate::error::{Error, Result};
+
+/// What the destination decided, or why it will never be known.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// SHUT 0: it has everything and owns the guest.
+    Succeeded,
+    /// SHUT with another status: it gave up, and never started the guest.
+    Failed(u32),
+    /// It closed in order without a SHUT. A destination says SHUT before it starts a guest, and what it said arrives
+    /// before its end of stream: so it never started this one.
+    Closed,
+}
+
+/// Reads the return path to its end (docs/wire/stream.md §7).
+pub(crate) struct ReturnPath {
+    reader: StreamReader,
+    decoder: ReturnPathDecoder,
+    rules: SourceReturnPath,
+    pub(crate) switchover_ack: Notify,
+}
+
+impl ReturnPath {
+    pub(crate) fn new(
+        reader: StreamReader,
+        blocks: Vec<SourceBlock>,
+        page_size: u64,
+    ) -> Result<Self> {
+        let rules = SourceReturnPath::new(blocks, page_size)
+            .map_err(|error| Error::misuse(error.to_string()))?;
+        Ok(Self { reader, decoder: ReturnPathDecoder::new(), rules, switchover_ack: Notify::new() })
+    }
+
+    /// Reads until the destination has decided.
+    ///
+    /// # Errors
+    ///
+    /// The link broke, or the destination broke a rule: what it decided cannot be known any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: messages are taken whole, and a verdict is kept by the rules.
+    pub(crate) async fn verdict(&mut self) -> Result<Verdict> {
+        loop {
+            match self.rules.shut_status() {
+                Some(0) => return Ok(Verdict::Succeeded),
+                Some(status) => return Ok(Verdict::Failed(status)),
+                None => {}
+            }
+            if self.reader.buffer().is_empty() && self.reader.fill().await? == 0 {
+                self.decoder.finish()?;
+                return Ok(Verdict::Closed);
+            }
+            let mut input = self.reader.buffer();
+            let before = input.len();
+            let message = self.decoder.next(&mut input, &self.rules)?;
+            let taken = before - input.len();
+            self.reader.consume(taken);
+            let Some(message) = message else { continue };
+            match self.rules.handle_message(message)? {
+                SourceEvent::SwitchoverAcknowledged => self.switchover_ack.notify_one(),
+                SourceEvent::PagesRequested { .. } => {
+                    tracing::debug!("page requests mean nothing in precopy");
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The one statistics type: QEMU's names and units, updated atomically, readable at any time.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+/// Counters of a running migration. Writers are the driver's tasks, readers anybody.
+#[derive(Debug, Default)]
+pub(crate) struct Statistics {
+    pub(crate) transferred: Counter,
+    pub(crate) remaining: Counter,
+    pub(crate) total: Counter,
+    pub(crate) duplicate: Counter,
+    pub(crate) normal: Counter,
+    pub(crate) dirty_sync_count: Counter,
+    pub(crate) dirty_pages_rate: Counter,
+    pub(crate) bandwidth_bytes_per_sec: Counter,
+    pub(crate) pages_per_second: Counter,
+    pub(crate) precopy_bytes: Counter,
+    pub(crate) downtime_bytes: Counter,
+    pub(crate) expected_downtime_ms: Counter,
+    pub(crate) downtime_us: Counter,
+    pub(crate) setup_us: Counter,
+    pub(crate) total_us: Counter,
+}
+
+/// An atomic number; relaxed, because a statistic orders nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, value: u64) {
+        self.0.fetch_add(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_micros(&self, value: Duration) {
+        self.set(u64::try_from(value.as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
+/// The `ram` object of `query-migrate` (docs/wire/transports.md §7.3).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct RamStatistics {
+    /// Bytes that went over the channels so far.
+    pub transferred: u64,
+    /// Bytes of guest memory known to be still unsent; 0 when finished.
+    pub remaining: u64,
+    /// Bytes of guest memory that migrate.
+    pub total: u64,
+    /// Zero pages sent, as pages.
+    pub duplicate: u64,
+    /// Whole pages sent, as pages.
+    pub normal: u64,
+    /// Whole pages sent, as bytes.
+    pub normal_bytes: u64,
+    /// Pages the guest dirtied a second, between the last two syncs.
+    pub dirty_pages_rate: u64,
+    /// Megabits (10⁶) a second in the last window.
+    pub mbps: f64,
+    /// Times the dirty log was read: rounds.
+    pub dirty_sync_count: u64,
+    /// Bytes of a page.
+    pub page_size: u64,
+    /// Pages a second in the last window.
+    pub pages_per_second: u64,
+    /// Bytes sent while the guest ran.
+    pub precopy_bytes: u64,
+    /// Bytes sent while it stood still.
+    pub downtime_bytes: u64,
+}
+
+impl Statistics {
+    pub(crate) fn ram(&self, page_size: u64) -> RamStatistics {
+        let normal = self.normal.value();
+        RamStatistics {
+            transferred: self.transferred.value(),
+            remaining: self.remaining.value(),
+            total: self.total.value(),
+            duplicate: self.duplicate.value(),
+            normal,
+            normal_bytes: normal * page_size,
+            dirty_pages_rate: self.dirty_pages_rate.value(),
+            mbps: self.bandwidth_bytes_per_sec.value() as f64 * 8.0 / 1e6,
+            dirty_sync_count: self.dirty_sync_count.value(),
+            page_size,
+            pages_per_second: self.pages_per_second.value(),
+            precopy_bytes: self.precopy_bytes.value(),
+            downtime_bytes: self.downtime_bytes.value(),
+        }
+    }
+}
+
+/// What `query-migrate` would answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct MigrationInfo {
+    /// QEMU's name of the state.
+    pub status: &'static str,
+    /// Guest memory.
+    pub ram: RamStatistics,
+    /// Milliseconds since the start, or from start to end.
+    pub total_time: u64,
+    /// Milliseconds the guest stood still; only when finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<f64>,
+    /// Milliseconds it would stand still if it were stopped now; only while active.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_downtime: Option<u64>,
+    /// Milliseconds before the first page could go.
+    pub setup_time: u64,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_desc: Option<String>,
+    /// What forbids a migration now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_reasons: Vec<String>,
+    /// Where a destination listens.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub socket_address: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_statistics_carry_the_names_of_query_migrate() {
+        let statistics = Statistics::default();
+        statistics.normal.set(3);
+        statistics.bandwidth_bytes_per_sec.set(1_000_000);
+        let json = serde_json::to_value(statistics.ram(4096)).unwrap();
+        assert_eq!(json["normal-bytes"], 3 * 4096);
+        assert_eq!(json["mbps"], 8.0);
+        for name in ["dirty-sync-count", "dirty-pages-rate", "precopy-bytes", "downtime-bytes"] {
+            assert!(json.get(name).is_some(), "{name}");
+        }
+    }
+}
