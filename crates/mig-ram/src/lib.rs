@@ -17,7 +17,10 @@ mod block;
 mod error;
 mod mapping;
 mod memory;
+mod placer;
+mod residency;
 mod tracker;
+mod uffd;
 mod zero;
 
 pub use crate::{
@@ -26,6 +29,10 @@ pub use crate::{
     error::{Error, Result},
     mapping::{Backing, HugePages, Mapping},
     memory::{BlockInfo, DirtyLogInfo, GuestMemory, PassedOver, RamBlocks},
+    placer::{
+        Copying, PlaceMechanism, PlacePolicy, Placement, PlacementInfo, PlacementOptions,
+        PlacementStatistics, Placer, Warmth,
+    },
     tracker::{DirtyTracker, Mechanism, TrackerPolicy},
     zero::is_zero,
 };

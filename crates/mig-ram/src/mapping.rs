@@ -159,6 +159,11 @@ pub(crate) fn populate_write(range: &RegionSlice) -> rustix::io::Result<()> {
     advise_whole_pages(range, Advice::LinuxPopulateWrite)
 }
 
+/// Maps every page of `range` for reading: the zero page where nothing was written. Linux 5.14.
+pub(crate) fn populate_read(range: &RegionSlice) -> rustix::io::Result<()> {
+    advise_whole_pages(range, Advice::LinuxPopulateRead)
+}
+
 /// Gives the memory of `range` back; it reads as zeros afterwards. Only whole host pages inside it.
 pub(crate) fn discard(mapping: &Mapping, range: &RegionSlice) -> rustix::io::Result<()> {
     let page = rustix::param::page_size();

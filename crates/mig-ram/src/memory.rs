@@ -150,6 +150,12 @@ pub trait GuestMemory: Send + Sync {
     /// Ends the noting of writes. Fine to call when it never started.
     fn stop_dirty_log(&self) -> Result<()>;
 
+    /// Sets in `into` the bit of every page of the block at `index` that may exist, and answers true; or answers false
+    /// if that is not known. A page whose bit stays clear must read as zeros and have no memory behind it.
+    fn mark_touched(&self, _index: usize, _into: &DirtyBitmap) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Says that the contents of a range are no longer wanted; it may read as zeros from now on.
     fn release(&self, _index: usize, _offset: u64, _len: u64) -> Result<()> {
         Ok(())
@@ -238,11 +244,30 @@ impl GuestMemory for RamBlocks {
         Ok(())
     }
 
+    fn mark_touched(&self, index: usize, into: &DirtyBitmap) -> Result<bool> {
+        let block = self.set.by_index(index).ok_or_else(|| no_block(index))?;
+        let whole = block.slice(0, block.pages() * PAGE_SIZE)?;
+        let limit = block.pages().min(into.pages());
+        let known = crate::residency::touched(block.mapping(), &whole, |offset, len| {
+            let start = (offset / PAGE_SIZE).min(limit);
+            let end = (offset + len).div_ceil(PAGE_SIZE).min(limit);
+            into.set_range(start, end - start);
+        });
+        if let Err(error) = &known {
+            tracing::debug!(%error, block = block.name(), "cannot tell which pages were touched");
+        }
+        Ok(known.is_ok())
+    }
+
     fn release(&self, index: usize, offset: u64, len: u64) -> Result<()> {
         let block = self.set.by_index(index).ok_or_else(|| no_block(index))?;
         let len = usize::try_from(len).map_err(|_| block.info().out_of_block(offset, len))?;
         let range = block.slice(offset, len)?;
         crate::mapping::discard(block.mapping(), &range)
-            .map_err(|errno| Error::io(format!("releasing memory of '{}'", block.name()), errno))
+            .map_err(|errno| Error::io(format!("releasing memory of '{}'", block.name()), errno))?;
+        match &*self.tracker() {
+            Some(tracker) => tracker.note_released(index, &range),
+            None => Ok(()),
+        }
     }
 }

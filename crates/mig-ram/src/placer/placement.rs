@@ -1,0 +1,400 @@
+//! The destination's memory while pages arrive: what is there, and how the rest gets in.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mig_transport::RegionSlice;
+
+use super::{
+    PlaceMechanism, PlacePolicy, PlacementOptions, Placer, Warmth,
+    staging::{StagedRun, Staging},
+};
+use crate::{
+    bitmap::DirtyBitmap,
+    block::PAGE_SIZE,
+    error::{Error, Result},
+    mapping,
+    memory::{BlockInfo, GuestMemory, PassedOver, no_block},
+    uffd::{Privilege, Registration, Userfaultfd, feature},
+};
+
+/// How pages get into memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacementInfo {
+    /// The mechanism for memory that was not touched before. Touched memory is always copied into.
+    pub mechanism: PlaceMechanism,
+    /// Better ones, and why they do not run.
+    pub passed_over: Vec<PassedOver>,
+    /// How many of the bytes were touched before the first page arrived, as far as is known.
+    pub touched_bytes: u64,
+}
+
+/// What a placement has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlacementStatistics {
+    /// Pages the kernel allocated and filled in one step.
+    pub pages_placed: u64,
+    /// Pages copied into memory that was there.
+    pub pages_copied: u64,
+    /// Zero pages for which nothing had to be written.
+    pub zero_pages_skipped: u64,
+    /// Zero pages that were written.
+    pub zero_pages_written: u64,
+    /// Processor time of the copying threads ([`Copying::Thread`](super::Copying::Thread)).
+    pub copying_cpu: Duration,
+}
+
+/// The destination's memory while pages arrive, shared by the placers of all channels.
+pub struct Placement {
+    blocks: Vec<PlacedBlock>,
+    info: PlacementInfo,
+    options: PlacementOptions,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    placed: AtomicU64,
+    copied: AtomicU64,
+    zero_skipped: AtomicU64,
+    zero_written: AtomicU64,
+    cpu_nanos: AtomicU64,
+}
+
+/// One block. All bitmaps have one bit a page.
+pub(super) struct PlacedBlock {
+    pub(super) info: BlockInfo,
+    pub(super) bulk: Bulk,
+    /// A record for the page came.
+    pub(super) received: DirtyBitmap,
+    /// The page certainly exists: touching it cannot fault for userfaultfd. Clear means it reads as zeros.
+    pub(super) present: DirtyBitmap,
+    /// The page is in somebody's staging buffer.
+    pub(super) pending: DirtyBitmap,
+    populate_failed: AtomicBool,
+}
+
+/// How absent pages of a block come into being.
+pub(super) enum Bulk {
+    Userfault(Registration),
+    Populate,
+    Plain,
+}
+
+impl Placement {
+    /// Prepares the memory's blocks, with the lengths they have now: resize them before.
+    ///
+    /// From here until [`finish`](Self::finish), nobody else may touch pages that have not arrived (see the module).
+    pub fn new(memory: &dyn GuestMemory, options: PlacementOptions) -> Result<Arc<Self>> {
+        if !(1..=1024).contains(&options.staging_pages) {
+            return Err(Error::misuse(format!(
+                "a staging buffer of {} pages; 1 to 1024 make sense",
+                options.staging_pages
+            )));
+        }
+        let mut blocks = Vec::with_capacity(memory.block_count());
+        for index in 0..memory.block_count() {
+            let info = memory.block(index).ok_or_else(|| no_block(index))?;
+            blocks.push(PlacedBlock::new(memory, index, info, options.warmth)?);
+        }
+        let touched: u64 = blocks.iter().map(|block| block.present.count()).sum();
+        let mut info = PlacementInfo {
+            mechanism: PlaceMechanism::Plain,
+            passed_over: Vec::new(),
+            touched_bytes: touched * PAGE_SIZE as u64,
+        };
+        choose(&mut blocks, options.policy, &mut info)?;
+        tracing::debug!(?info, "placing pages");
+        Ok(Arc::new(Self { blocks, info, options, counters: Counters::default() }))
+    }
+
+    /// A way in for one channel.
+    pub fn placer(self: &Arc<Self>) -> Result<Placer> {
+        Placer::new(Arc::clone(self))
+    }
+
+    /// Which mechanism runs, and why not a better one.
+    pub fn info(&self) -> &PlacementInfo {
+        &self.info
+    }
+
+    /// How it works.
+    pub fn options(&self) -> &PlacementOptions {
+        &self.options
+    }
+
+    /// The pages of a block for which a record came, in any form (docs/wire/ram.md §7; RECV_BITMAP).
+    pub fn received(&self, block: usize) -> Option<&DirtyBitmap> {
+        self.blocks.get(block).map(|block| &block.received)
+    }
+
+    /// What was done so far; exact once every placer was flushed.
+    pub fn statistics(&self) -> PlacementStatistics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        PlacementStatistics {
+            pages_placed: read(&self.counters.placed),
+            pages_copied: read(&self.counters.copied),
+            zero_pages_skipped: read(&self.counters.zero_skipped),
+            zero_pages_written: read(&self.counters.zero_written),
+            copying_cpu: Duration::from_nanos(read(&self.counters.cpu_nanos)),
+        }
+    }
+
+    /// Gives the memory back to everybody: from now on all of it may be touched. Pages placed later are copied.
+    ///
+    /// Refused while a placer holds pages it has not flushed; with those lost the memory would be wrong. Dropping the
+    /// placement and its placers ends everything too.
+    pub fn finish(&self) -> Result<()> {
+        let pending: u64 = self.blocks.iter().map(|block| block.pending.count()).sum();
+        if pending > 0 {
+            return Err(Error::misuse(format!(
+                "{pending} pages are staged still; flush every placer first"
+            )));
+        }
+        for block in &self.blocks {
+            if let Bulk::Userfault(registration) = &block.bulk {
+                registration.end().map_err(|source| {
+                    Error::io(
+                        format!("ending userfaultfd for block '{}'", block.info.name()),
+                        source,
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The block and the page number of an offset from the wire.
+    pub(super) fn locate(&self, block: usize, offset: u64) -> Result<(&PlacedBlock, usize)> {
+        let block = self.blocks.get(block).ok_or_else(|| no_block(block))?;
+        let page = PAGE_SIZE as u64;
+        match usize::try_from(offset / page) {
+            Ok(number) if offset.is_multiple_of(page) && number < block.info.pages() => {
+                Ok((block, number))
+            }
+            _ => Err(block.info.out_of_block(offset, page)),
+        }
+    }
+
+    /// Brings staged pages into memory. Whatever happens, none of them is pending afterwards.
+    pub(super) fn put(&self, staging: &Staging) -> Result<()> {
+        let mut outcome = Ok(());
+        for (run, bytes) in staging.runs() {
+            let block = &self.blocks[run.block];
+            if outcome.is_ok() {
+                outcome = self.put_run(block, run, bytes).map_err(|source| {
+                    let (name, at) = (block.info.name(), run.first * PAGE_SIZE);
+                    let doing = format!("placing {} pages of '{name}' at {at:#x}", run.pages);
+                    Error::io(doing, source)
+                });
+            }
+            block.pending.clear_range(run.first, run.pages);
+        }
+        outcome
+    }
+
+    fn put_run(&self, block: &PlacedBlock, run: StagedRun, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < run.pages {
+            let rest = &bytes[done * PAGE_SIZE..];
+            let placed = match &block.bulk {
+                Bulk::Userfault(registration) if registration.is_active() => {
+                    registration.copy((run.first + done) * PAGE_SIZE, rest)? / PAGE_SIZE
+                }
+                _ => 0,
+            };
+            block.present.set_range(run.first + done, placed);
+            self.counters.placed.fetch_add(placed as u64, Ordering::Relaxed);
+            done += placed;
+            if done < run.pages {
+                // It exists: from another channel, or touched by somebody who broke the rule.
+                let at = done * PAGE_SIZE;
+                block.copy_in(run.first + done, &bytes[at..at + PAGE_SIZE]);
+                self.count_copied(1);
+                done += 1;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn count_copied(&self, pages: u64) {
+        self.counters.copied.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_zero(&self, written: bool) {
+        let counters = &self.counters;
+        let counter = if written { &counters.zero_written } else { &counters.zero_skipped };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_cpu_nanos(&self, nanos: u64) {
+        self.counters.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Placement")
+            .field("blocks", &self.blocks.len())
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PlacedBlock {
+    fn new(
+        memory: &dyn GuestMemory,
+        index: usize,
+        info: BlockInfo,
+        warmth: Warmth,
+    ) -> Result<Self> {
+        let pages = info.pages();
+        // Checked once for all later arithmetic.
+        info.slice(0, pages * PAGE_SIZE)?;
+        let present = DirtyBitmap::new(pages);
+        let known = match warmth {
+            Warmth::Cold => true,
+            Warmth::Warm => false,
+            Warmth::Detect => memory.mark_touched(index, &present)?,
+        };
+        if !known {
+            present.set_all();
+        }
+        Ok(Self {
+            info,
+            bulk: Bulk::Plain,
+            received: DirtyBitmap::new(pages),
+            present,
+            pending: DirtyBitmap::new(pages),
+            populate_failed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn page(&self, number: usize) -> RegionSlice {
+        RegionSlice::new(Arc::clone(&self.info.region), number * PAGE_SIZE, PAGE_SIZE)
+            .expect("the page was checked against the block")
+    }
+
+    /// Copies into a page that exists, or may be faulted in.
+    pub(super) fn copy_in(&self, number: usize, page: &[u8]) {
+        self.page(number).copy_in(page);
+        if !self.present.test(number) {
+            self.present.set(number);
+        }
+    }
+
+    /// Makes pages exist; false if this kernel or this memory cannot do that, which is found out once.
+    pub(super) fn populate(&self, first: usize, pages: usize) -> bool {
+        if self.populate_failed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let range = self
+            .info
+            .slice((first * PAGE_SIZE) as u64, pages * PAGE_SIZE)
+            .expect("the window was cut to the block");
+        let done = mapping::populate_write(&range);
+        if let Err(errno) = done {
+            tracing::debug!(%errno, block = self.info.name(), "populating ahead; plain copies from now on");
+            self.populate_failed.store(true, Ordering::Relaxed);
+        }
+        done.is_ok()
+    }
+
+    fn untouched(&self) -> bool {
+        self.present.count() < self.present.pages() as u64
+    }
+}
+
+/// Gives every block with untouched pages the best mechanism allowed.
+fn choose(blocks: &mut [PlacedBlock], policy: PlacePolicy, info: &mut PlacementInfo) -> Result<()> {
+    let allowed = |mechanism| match policy {
+        PlacePolicy::Best => true,
+        PlacePolicy::Only(only) => only == mechanism,
+    };
+    let mut not = |mechanism: PlaceMechanism, reason: String| {
+        info.passed_over.push(PassedOver { mechanism: mechanism.name(), reason });
+    };
+    if !blocks.iter().any(PlacedBlock::untouched) {
+        not(PlaceMechanism::Userfault, "all of the memory was touched before".into());
+        return Ok(());
+    }
+    if allowed(PlaceMechanism::Userfault) {
+        match register_untouched(blocks) {
+            Ok(()) => {
+                info.mechanism = PlaceMechanism::Userfault;
+                return Ok(());
+            }
+            Err(error) => not(PlaceMechanism::Userfault, error.to_string()),
+        }
+    }
+    if allowed(PlaceMechanism::Populate) {
+        match populate_works() {
+            Ok(()) => {
+                let untouched = blocks.iter_mut().filter(|block| block.untouched());
+                untouched.for_each(|block| block.bulk = Bulk::Populate);
+                info.mechanism = PlaceMechanism::Populate;
+                return Ok(());
+            }
+            Err(reason) => not(PlaceMechanism::Populate, reason),
+        }
+    }
+    match policy {
+        PlacePolicy::Only(only @ (PlaceMechanism::Userfault | PlaceMechanism::Populate)) => {
+            let reasons: Vec<_> = info.passed_over.iter().map(ToString::to_string).collect();
+            Err(Error::Unavailable {
+                what: format!(
+                    "placing pages with {only} does not work here ({})",
+                    reasons.join("; ")
+                ),
+                remedy: "let the best mechanism be chosen".into(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All blocks or none: registrations made before a failure end when they are dropped here.
+fn register_untouched(blocks: &mut [PlacedBlock]) -> Result<()> {
+    let page = rustix::param::page_size();
+    if page != PAGE_SIZE {
+        return Err(Error::Unavailable {
+            what: format!("host pages have {page} bytes, guest pages {PAGE_SIZE}"),
+            remedy: "a kernel with 4 KiB pages".into(),
+        });
+    }
+    // Our own faults never happen, so no privilege is needed; with it, a system call that breaks the rule waits
+    // instead of failing.
+    let uffd = Userfaultfd::open(0, feature::MISSING_SHARED, Privilege::Best)?;
+    let mut registrations = Vec::new();
+    for (index, block) in blocks.iter().enumerate().filter(|(_, block)| block.untouched()) {
+        let range = block.info.slice(0, block.info.pages() * PAGE_SIZE)?;
+        let registered = uffd.register_missing(range);
+        registrations.push((
+            index,
+            registered.map_err(|source| {
+                let doing = format!("registering block '{}' with userfaultfd", block.info.name());
+                Error::io(doing, source)
+            })?,
+        ));
+    }
+    for (index, registration) in registrations {
+        blocks[index].bulk = Bulk::Userfault(registration);
+    }
+    Ok(())
+}
+
+/// `MADV_POPULATE_WRITE` is of Linux 5.14; asked on a page of our own.
+fn populate_works() -> Result<(), String> {
+    use crate::mapping::{Backing, HugePages, Mapping};
+    let page = rustix::param::page_size();
+    let probe = Mapping::new("probe", page, Backing::Anonymous, HugePages::SystemDefault)
+        .map_err(|error| error.to_string())?;
+    mapping::populate_write(&RegionSlice::whole(Arc::new(probe)))
+        .map_err(|errno| format!("MADV_POPULATE_WRITE: {}", io::Error::from(errno)))
+}
