@@ -111,3 +111,39 @@ impl Drop for Waiting<'_> {
         self.limiter.give_back(self.grant, self.grant.bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::Arc, time::Duration};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_wait_gives_its_place_back() {
+        let limiter = RateLimiter::new(1_000_000);
+        for _ in 0..1000 {
+            let abandoned = tokio::time::timeout(Duration::ZERO, limiter.acquire(2000));
+            assert!(abandoned.await.is_err());
+        }
+        let start = Instant::now();
+        assert_eq!(limiter.acquire(2000).await.bytes, 2000);
+        assert_eq!(start.elapsed(), Duration::from_millis(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_wakes_everybody_who_waits() {
+        let limiter = Arc::new(RateLimiter::new(1));
+        let waiters: Vec<_> = (0..3)
+            .map(|_| {
+                let limiter = Arc::clone(&limiter);
+                tokio::spawn(async move { limiter.acquire(1 << 20).await.bytes })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let start = Instant::now();
+        limiter.set_rate_bytes_per_sec(0);
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), 1 << 20);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+}

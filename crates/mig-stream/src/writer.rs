@@ -215,8 +215,14 @@ impl StreamWriter {
                 region.len()
             )));
         }
-        self.put(head)?;
-        self.put_region(region, offset, len)
+        // Room and range were checked, so both succeed.
+        self.gather.push_head(head).map_err(no_room)?;
+        self.gather
+            .push_page(region, offset, len)
+            .map_err(|error| Error::misuse(error.to_string()))?
+            .map_err(no_room)?;
+        self.position += (head.len() + len) as u64;
+        Ok(())
     }
 
     /// Sends everything that was put, at the pace of the rate. On return the channel has taken all of it.
