@@ -1,1 +1,25 @@
-//! Live migration's transport layer: QEMU's wire format over any transport, by URI
+//! Live migration's transport layer: QEMU's wire format over any transport, by URI.
+//!
+//! ```text
+//!   "tcp:host:4444" ─▶ MigrationAddress ─┬─ connector ─▶ Source, Replayer
+//!                                        └─ listener ──▶ Destination, Recorder
+//! ```
+//!
+//! The front door: the engine and the backends that were chosen, one cargo feature each. Everything below is re-exported
+//! under the name of its room.
+
+#[cfg(feature = "bench")]
+pub mod bench;
+#[cfg(feature = "file")]
+mod file_sink;
+mod transports;
+
+pub use mig_engine as engine;
+pub use mig_proto as proto;
+pub use mig_ram as ram;
+pub use mig_stream as stream;
+pub use mig_transport as transport;
+
+#[cfg(feature = "file")]
+pub use crate::file_sink::file_sink;
+pub use crate::transports::{ConnectOptions, ListenOptions, connector, listener};

@@ -1,0 +1,229 @@
+//! From an address to a connector or a listener: the one place that knows every backend.
+//!
+//! ```text
+//!   MigrationAddress ─┬─ tcp ──▶ mig-transport-tcp        each behind the cargo feature of its name;
+//!                     ├─ unix ─▶ mig-transport-unix       one that is not built in answers Unavailable
+//!                     └─ …
+//! ```
+
+use std::time::Duration;
+
+use mig_transport::{Address, Connector, Error, Listener, MigrationAddress, Result};
+
+/// What an address does not say, for a source. Start from `ConnectOptions::default()` and change fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectOptions {
+    /// How long connecting may take, name lookup and every address tried included. Default 30 s.
+    pub deadline: Duration,
+    /// How long a command may take to end after the end of the stream. Default 10 s.
+    pub exit_deadline: Duration,
+    /// `exec:` use both pipes of the command, for a return path. Both ends must agree, so it is off by default.
+    pub return_path: bool,
+    /// `fd:1`: if stdin is a pipe as well, answers come from there. QEMU's `exec:` starts a command like that. Only for
+    /// a process whose stdin is nobody else's, so off by default.
+    pub answer_on_stdin: bool,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(30),
+            exit_deadline: EXIT_DEADLINE,
+            return_path: false,
+            answer_on_stdin: false,
+        }
+    }
+}
+
+/// What an address does not say, for a destination. Start from `ListenOptions::default()` and change fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListenOptions {
+    /// How long a command may take to end after the end of the stream. Default 10 s.
+    pub exit_deadline: Duration,
+    /// `exec:` use both pipes of the command, for a return path. Both ends must agree, so it is off by default.
+    pub return_path: bool,
+    /// `fd:0`: if stdout is a pipe as well, answers go there. QEMU's `exec:` starts a command like that. Only for a
+    /// process whose stdout is nobody else's, so off by default.
+    pub answer_on_stdout: bool,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { exit_deadline: EXIT_DEADLINE, return_path: false, answer_on_stdout: false }
+    }
+}
+
+/// docs/wire/transports.md §2.6 has none; a command that hangs must not hang the migration.
+const EXIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How a source reaches `address`. Nothing is connected yet, but inherited descriptors are adopted.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] if the transport is not built in, [`Error::Misuse`] if the address cannot be connected to.
+pub fn connector(
+    address: &MigrationAddress,
+    options: &ConnectOptions,
+) -> Result<Box<dyn Connector>> {
+    let _all_backends_may_be_off = options;
+    match address.address() {
+        #[cfg(feature = "tcp")]
+        Address::Inet(inet) => Ok(Box::new(mig_transport_tcp::TcpConnector::new(
+            inet.clone(),
+            tcp(Some(options.deadline)),
+        ))),
+        #[cfg(feature = "fd")]
+        Address::Fd(fd) => {
+            let ends = fd::ends(fd, options.answer_on_stdin.then_some(fd::Pairing::Stdin))?;
+            Ok(Box::new(mig_transport_fd::FdConnector::new(ends)?))
+        }
+        #[cfg(feature = "exec")]
+        Address::Exec(exec) => {
+            let connector = mig_transport_exec::ExecConnector::new(
+                exec::command(exec),
+                exec::options(options.return_path, options.exit_deadline),
+            )?;
+            Ok(Box::new(connector))
+        }
+        #[cfg(feature = "file")]
+        Address::File(file) => Ok(Box::new(mig_transport_file::FileConnector::new(target(file)))),
+        other => Err(not_built_in(other)),
+    }
+}
+
+/// Begins to listen at `address`; [`Listener::local_addresses`] tells where it can be reached.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] if the transport is not built in, [`Error::Misuse`] if the address cannot be bound.
+///
+/// # Cancel safety
+///
+/// Dropping the future abandons the attempt; nothing stays bound.
+pub async fn listener(
+    address: &MigrationAddress,
+    options: &ListenOptions,
+) -> Result<Box<dyn Listener>> {
+    let _all_backends_may_be_off = options;
+    match address.address() {
+        #[cfg(feature = "tcp")]
+        Address::Inet(inet) => {
+            Ok(Box::new(mig_transport_tcp::TcpListener::bind(inet, tcp(None)).await?))
+        }
+        #[cfg(feature = "fd")]
+        Address::Fd(fd) => {
+            let ends = fd::ends(fd, options.answer_on_stdout.then_some(fd::Pairing::Stdout))?;
+            Ok(Box::new(mig_transport_fd::FdListener::new(ends)?))
+        }
+        #[cfg(feature = "exec")]
+        Address::Exec(exec) => {
+            let listener = mig_transport_exec::ExecListener::new(
+                exec::command(exec),
+                exec::options(options.return_path, options.exit_deadline),
+            )?;
+            Ok(Box::new(listener))
+        }
+        #[cfg(feature = "file")]
+        Address::File(file) => Ok(Box::new(mig_transport_file::FileListener::new(target(file)))),
+        other => Err(not_built_in(other)),
+    }
+}
+
+fn not_built_in(address: &Address) -> Error {
+    let scheme = address.scheme();
+    Error::Unavailable {
+        what: format!("{scheme}: is not built into this program"),
+        remedy: match scheme {
+            "rdma" => "use tcp: until it is".into(),
+            _ => format!("build it with the cargo feature \"{scheme}\""),
+        },
+    }
+}
+
+#[cfg(feature = "tcp")]
+fn tcp(deadline: Option<Duration>) -> mig_transport_tcp::TcpOptions {
+    mig_transport_tcp::TcpOptions::with(|tcp| tcp.deadline = deadline.unwrap_or(tcp.deadline))
+}
+
+#[cfg(feature = "file")]
+fn target(file: &mig_transport::address::FileAddress) -> mig_transport_file::FileTarget {
+    mig_transport_file::FileTarget::new(&file.path).at(file.offset)
+}
+
+#[cfg(feature = "exec")]
+mod exec {
+    use std::time::Duration;
+
+    use mig_transport::address::ExecAddress;
+    use mig_transport_exec::{ExecCommand, ExecOptions};
+
+    pub(super) fn command(address: &ExecAddress) -> ExecCommand {
+        match address {
+            ExecAddress::Shell(line) => ExecCommand::Shell(line.clone()),
+            _ => ExecCommand::Args(address.argv().into_iter().map(Into::into).collect()),
+        }
+    }
+
+    pub(super) fn options(return_path: bool, exit_deadline: Duration) -> ExecOptions {
+        ExecOptions::default().return_path(return_path).exit_deadline(exit_deadline)
+    }
+}
+
+#[cfg(feature = "fd")]
+mod fd {
+    use mig_transport::{Error, Result, address::FdAddress};
+    use mig_transport_fd::{Descriptor, FdEnds};
+
+    /// The other of stdin and stdout, for the other direction.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) enum Pairing {
+        Stdin,
+        Stdout,
+    }
+
+    pub(super) fn ends(address: &FdAddress, pairing: Option<Pairing>) -> Result<FdEnds> {
+        match address {
+            FdAddress::Number(number) => {
+                let one = Descriptor::adopt(*number)?;
+                match (number, pairing) {
+                    (0, Some(Pairing::Stdout)) => with_output(one),
+                    (1, Some(Pairing::Stdin)) => with_input(one),
+                    _ => Ok(FdEnds::One(one)),
+                }
+            }
+            FdAddress::Pair { input, output } => FdEnds::adopt_pair(*input, *output),
+            FdAddress::Name(name) => Err(Error::Misuse {
+                what: format!(
+                    "fd:{name}: names are for descriptors handed over through a control socket; a command line can only \
+                     name an inherited number, like fd:5"
+                ),
+            }),
+            _ => Err(Error::Misuse { what: "this form of fd: is not known here".into() }),
+        }
+    }
+
+    /// stdin came; answers go to stdout if that is a pipe or a socket.
+    fn with_output(input: Descriptor) -> Result<FdEnds> {
+        if input.kind().is_socket() {
+            return Ok(FdEnds::One(input));
+        }
+        match Descriptor::adopt(1) {
+            Ok(output) if output.kind().writes() => FdEnds::pair(input, output),
+            // A terminal, a file, nothing at all: then nobody wants an answer there.
+            Ok(_) | Err(_) => Ok(FdEnds::One(input)),
+        }
+    }
+
+    /// stdout came; answers come from stdin if that is a pipe or a socket.
+    fn with_input(output: Descriptor) -> Result<FdEnds> {
+        if output.kind().is_socket() {
+            return Ok(FdEnds::One(output));
+        }
+        match Descriptor::adopt(0) {
+            Ok(input) if input.kind().reads() => FdEnds::pair(input, output),
+            Ok(_) | Err(_) => Ok(FdEnds::One(output)),
+        }
+    }
+}
