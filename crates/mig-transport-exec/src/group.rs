@@ -8,8 +8,10 @@
 
 use std::{
     fmt, io,
+    pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
+    time::Duration,
 };
 
 use mig_transport::{Error, ForceShutdown};
@@ -102,6 +104,10 @@ pub(crate) enum Waiter {
 struct State {
     phase: Phase,
     stop: bool,
+    /// Both halves are gone.
+    released: bool,
+    /// By us; the others by anybody who could write there.
+    stdin_open: bool,
     stdout_open: bool,
     stderr_open: bool,
     wakers: [Option<Waker>; 2],
@@ -113,7 +119,7 @@ pub(crate) struct Group {
     pub(crate) name: String,
     pub(crate) stderr: Tail,
     state: Mutex<State>,
-    /// Wakes the supervisor, which is alone in waiting.
+    /// Wakes the supervisor.
     changed: Notify,
 }
 
@@ -125,6 +131,8 @@ impl Group {
             state: Mutex::new(State {
                 phase: Phase::Running,
                 stop: false,
+                released: false,
+                stdin_open: true,
                 stdout_open: true,
                 stderr_open: true,
                 wakers: [None, None],
@@ -154,28 +162,45 @@ impl Group {
     /// Asks the supervisor to end the whole group.
     pub(crate) fn stop(&self) {
         self.lock().stop = true;
-        self.changed.notify_one();
+        self.changed.notify_waiters();
+    }
+
+    /// The stream into the command ended. Of two ways, the one that ends last waits for the command.
+    pub(crate) fn stdin_closed(&self) {
+        let mut state = self.lock();
+        state.stdin_open = false;
+        let waker = state.wakers[Waiter::Receiver as usize].take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn is_stdin_open(&self) -> bool {
+        self.lock().stdin_open
+    }
+
+    pub(crate) fn is_stdout_open(&self) -> bool {
+        self.lock().stdout_open
     }
 
     pub(crate) fn stdout_closed(&self) {
         self.lock().stdout_open = false;
-        self.changed.notify_one();
+        self.changed.notify_waiters();
     }
 
     pub(crate) fn stderr_closed(&self) {
         self.lock().stderr_open = false;
-        self.changed.notify_one();
+        self.changed.notify_waiters();
     }
 
-    /// Until somebody asks for the end.
-    pub(crate) async fn stop_wanted(&self) {
-        self.wait_for(|state| state.stop).await;
-    }
-
-    /// Until nobody holds the pipes that we read, or somebody asks for the end; answers whether it was the former.
-    pub(crate) async fn let_go_or_stop(&self) -> bool {
-        self.wait_for(|state| state.stop || state.pipes_closed()).await;
-        self.lock().pipes_closed()
+    /// Until somebody asks for the end: at once when the channel is stopped, after `grace` when both halves are gone.
+    pub(crate) async fn stop_wanted(&self, grace: Duration) {
+        self.wait_for(|state| state.stop || state.released).await;
+        if !self.lock().stop {
+            let stopped = self.wait_for(|state| state.stop);
+            let _in_time = tokio::time::timeout(grace, stopped).await;
+        }
     }
 
     /// Until nobody holds the pipes that we read.
@@ -184,9 +209,13 @@ impl Group {
     }
 
     async fn wait_for(&self, condition: impl Fn(&State) -> bool) {
-        // A permit is kept when nobody waits, so a change between look and wait is not missed.
-        while !condition(&self.lock()) {
-            self.changed.notified().await;
+        loop {
+            let changed = pin!(self.changed.notified());
+            // Made before the look, so a change between look and wait is not missed.
+            if condition(&self.lock()) {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -221,7 +250,8 @@ pub(crate) struct Lease(pub(crate) std::sync::Arc<Group>);
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.stop();
+        self.0.lock().released = true;
+        self.0.changed.notify_waiters();
     }
 }
 

@@ -10,8 +10,8 @@
 //!
 //! An orderly end waits for the command within a deadline; unlike QEMU we call a status other than 0, or a signal, a
 //! failure. A command that ends early is named as the reason of the broken pipe, with its status and its last words.
-//! Cancelling, or dropping both halves, sends SIGTERM to the whole process group and SIGKILL 100 ms later. A process that
-//! left the group (`setsid`) is out of reach.
+//! Cancelling sends SIGTERM to the whole process group and SIGKILL 100 ms later; dropping both halves closes the pipes
+//! and does the same a second later. A process that left the group (`setsid`) is out of reach.
 
 mod channel;
 mod command;

@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// Two ways, the command may be waiting for the end of its stdin, which is not ours to close: then its end of output is
-/// taken for what it says.
-const TWO_WAY_EXIT_WAIT: Duration = Duration::from_secs(1);
+/// taken for what it says. A command that failed has ended by then, and is told of.
+const TWO_WAY_EXIT_WAIT: Duration = Duration::from_millis(100);
 
 /// Reads stdout; at its end, the command's status decides whether that was the end or a failure.
 pub(crate) struct ExecReceiveHalf {
@@ -88,9 +88,11 @@ impl ExecReceiveHalf {
     /// The command's output ended; how did the command?
     fn poll_exit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let group = &self.lease.0;
+        let others_write = self.two_way && group.is_stdin_open();
         match group.poll_phase(Waiter::Receiver, cx) {
             Phase::Gone(ending) => return Poll::Ready(group.check(ending)),
-            Phase::Running if self.two_way => {
+            Phase::Exited(ending) if others_write => return Poll::Ready(group.check(ending)),
+            Phase::Running if others_write => {
                 if self.timer.expired(TWO_WAY_EXIT_WAIT, cx) {
                     return Poll::Ready(Ok(()));
                 }

@@ -16,13 +16,13 @@ use crate::group::{Lease, Phase, Waiter};
 /// How long a broken pipe waits for the command's status to explain it.
 const EXPLAIN_WAIT: Duration = Duration::from_secs(1);
 
-/// Writes to stdin; its end closes stdin and waits for the command.
+/// Writes to stdin; its end closes stdin and, unless stdout is still being read, waits for the command.
 pub(crate) struct ExecSendHalf {
     /// `None` once ended or broken.
     pipe: Option<FdSendHalf>,
     lease: Arc<Lease>,
     exit_deadline: Duration,
-    /// Somebody reads stdout, so its end cannot be waited for here.
+    /// Somebody reads stdout. While bytes may come there, the command is not waited for: it may end only after them.
     two_way: bool,
     broken: bool,
     timer: Timer,
@@ -134,12 +134,15 @@ impl AsyncWrite for ExecSendHalf {
         }
         if self.pipe.take().is_some() {
             self.timer.clear();
+            self.lease.0.stdin_closed();
         }
+        let others_read = self.two_way && self.lease.0.is_stdout_open();
         match self.lease.0.poll_phase(Waiter::Sender, cx) {
             Phase::Gone(ending) => return Poll::Ready(self.lease.0.check(ending)),
-            Phase::Exited(ending) if self.two_way => {
+            Phase::Exited(ending) if others_read => {
                 return Poll::Ready(self.lease.0.check(ending));
             }
+            Phase::Running if others_read => return Poll::Ready(Ok(())),
             Phase::Running | Phase::Exited(_) => {}
         }
         let after = self.exit_deadline;
@@ -149,6 +152,13 @@ impl AsyncWrite for ExecSendHalf {
             )));
         }
         Poll::Pending
+    }
+}
+
+impl Drop for ExecSendHalf {
+    fn drop(&mut self) {
+        self.pipe = None;
+        self.lease.0.stdin_closed();
     }
 }
 

@@ -11,6 +11,8 @@ use crate::{
 
 /// Between SIGTERM and SIGKILL.
 const KILL_GRACE: Duration = Duration::from_millis(100);
+/// For a command whose channel was dropped: it sees the end of its stdin, or a broken pipe, and may pass on what it holds.
+const RELEASE_GRACE: Duration = Duration::from_secs(1);
 /// For the last words of a group that was killed.
 const LAST_WORDS_WAIT: Duration = Duration::from_millis(50);
 
@@ -20,13 +22,18 @@ pub(crate) async fn supervise(mut leader: Leader, mut drains: JoinSet<()>, group
     let exited = tokio::select! {
         biased;
         ending = leader.exited() => Some(ending),
-        () = group.stop_wanted() => None,
+        () = group.stop_wanted(RELEASE_GRACE) => None,
     };
     let ending = match exited {
         Some(ending) => {
             group.enter(Phase::Exited(ending));
             // What it started may go on and hold the pipes: whoever waits for them sets the bound and asks to stop.
-            if !group.let_go_or_stop().await {
+            let stopped = tokio::select! {
+                biased;
+                () = group.let_go() => false,
+                () = group.stop_wanted(RELEASE_GRACE) => true,
+            };
+            if stopped {
                 leader.end_group(KILL_GRACE, group.let_go()).await;
             }
             ending

@@ -280,6 +280,17 @@ fn two_ways_with_a_return_path() {
         sender.shutdown().await.unwrap();
         assert_eq!(receiver.read(&mut answer).await.unwrap(), 0);
 
+        // A command that runs until both ways have ended does not hold up the end of one; the last end tells its status.
+        let line = "read x; exec <&-; echo \"$x\"; sleep 0.2; exit 5";
+        let mut channel = source(line, options.clone()).await;
+        let (mut sender, mut receiver) =
+            (channel.take_sender().unwrap(), channel.take_receiver().unwrap());
+        sender.write_all(b"verdict\n").await.unwrap();
+        sender.shutdown().await.unwrap();
+        let mut text = String::new();
+        let error = io(receiver.read_to_string(&mut text).await.unwrap_err());
+        assert_eq!(failed(&error).ending, Ending::Status(5));
+
         let mut channel = destination("echo hello; read x; [ \"$x\" = bye ]", options).await;
         let (mut sender, mut receiver) =
             (channel.take_sender().unwrap(), channel.take_receiver().unwrap());
