@@ -359,10 +359,6 @@ impl StreamReader {
             )));
         }
         while self.buffer().len() < n {
-            // Room for the rest, however the tail lies.
-            if self.buffer.len() - self.start < n {
-                self.move_to_front();
-            }
             if self.fill().await? == 0 {
                 return Err(self.truncated(what));
             }
@@ -372,13 +368,8 @@ impl StreamReader {
 
     fn compact(&mut self) {
         let tail = self.end - self.start;
-        if tail <= Self::CHEAP_MOVE_BYTES || self.end == self.buffer.len() {
-            self.move_to_front();
-        }
-    }
-
-    fn move_to_front(&mut self) {
-        if self.start > 0 {
+        let due = tail <= Self::CHEAP_MOVE_BYTES || self.end == self.buffer.len();
+        if due && self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
