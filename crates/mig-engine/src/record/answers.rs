@@ -125,7 +125,10 @@ impl Answers {
 /// # Cancel safety
 ///
 /// Cancel safe.
-pub(crate) async fn drain(reader: &mut StreamReader, limit: Duration) -> Result<bool> {
+pub(crate) async fn drain(
+    reader: &mut StreamReader,
+    limit: Duration,
+) -> Result<bool, mig_stream::Error> {
     let drained = tokio::time::timeout(limit, async {
         loop {
             let buffered = reader.buffer().len();
@@ -136,7 +139,7 @@ pub(crate) async fn drain(reader: &mut StreamReader, limit: Duration) -> Result<
         }
     });
     match drained.await {
-        Ok(outcome) => outcome.map(|()| true).map_err(Into::into),
+        Ok(outcome) => outcome.map(|()| true),
         Err(_elapsed) => Ok(false),
     }
 }

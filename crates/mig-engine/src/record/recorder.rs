@@ -209,10 +209,11 @@ impl Session<'_, '_> {
             match drain(&mut self.reader, CLOSE).await {
                 Ok(true) => {}
                 Ok(false) => tracing::debug!("the source does not close its end"),
-                Err(error) if error.blame() == Blame::Io => {
+                // The system's word about a link that is no longer needed.
+                Err(error @ mig_stream::Error::Io { .. }) => {
                     tracing::debug!(%error, "after the end of the stream");
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         self.sink.sync().await

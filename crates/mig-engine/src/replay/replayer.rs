@@ -314,6 +314,8 @@ impl Session<'_> {
             self.writer.flush().await?;
             self.publish();
             if ended {
+                // Only the verdict is missing now.
+                self.shared.source_event(SourceEvent::Converged)?;
                 return Ok(());
             }
         }
