@@ -73,7 +73,11 @@ impl CommitFile {
     ///
     /// [`Error::Misuse`] if something is there that is no plain file, or the folder cannot be written.
     pub fn create(target: impl AsRef<Path>) -> Result<Self> {
-        let target = resolve(target.as_ref())?;
+        Self::begin(target.as_ref(), create_unnamed)
+    }
+
+    fn begin(target: &Path, unnamed: impl FnOnce(&OwnedFd) -> Option<File>) -> Result<Self> {
+        let target = resolve(target)?;
         let shown = target.display().to_string();
         let (Some(name), Some(folder_path)) = (target.file_name(), target.parent()) else {
             return Err(Error::Misuse { what: format!("{shown}: names no file") });
@@ -85,7 +89,7 @@ impl CommitFile {
             .map_err(|error| explain(&shown, "opening its folder", error.into()))?;
         let _one_at_a_time = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
         remove_leftovers(&folder, folder_path, name);
-        let (file, temporary) = create_unnamed(&folder)
+        let (file, temporary) = unnamed(&folder)
             .map(|file| Ok((file, None)))
             .unwrap_or_else(|| create_named(&folder, name).map(|(file, name)| (file, Some(name))))
             .map_err(|error| {
@@ -155,6 +159,19 @@ impl CommitFile {
             self.advance(outcome)?;
         }
         Ok(())
+    }
+
+    /// Makes what was written so far durable. A [`commit`](Self::commit) right behind it is quick, so whoever can still
+    /// change their mind does the waiting here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn sync(&mut self) -> Result<()> {
+        self.usable()?;
+        self.flush_buffer()?;
+        let doing = format!("{}: making it durable", self.target().display());
+        self.file.sync_all().map_err(|error| Error::io(doing, error))
     }
 
     /// Makes what was written durable and puts it at the path, in place of whatever was there. Answers its length. When
@@ -382,6 +399,33 @@ fn is_leftover(folder: &OwnedFd, found: &OsStr, pid: Pid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filesystem_without_unnamed_files_does_as_well() {
+        let dir = std::env::temp_dir().join(format!("mig-named-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let names = || {
+            let mut names: Vec<_> =
+                std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let path = dir.join("vm");
+        let mut file = CommitFile::begin(&path, |_| None).unwrap();
+        let twin = CommitFile::begin(&path, |_| None).unwrap();
+        let own = std::process::id();
+        let expected = [0, 1].map(|count| temporary_name(OsStr::new("vm"), own, count));
+        let mut sorted = expected.to_vec();
+        sorted.sort();
+        assert_eq!(names(), sorted, "the living are not taken for leftovers");
+        drop(twin);
+        file.write_all(b"whole").unwrap();
+        assert_eq!(file.commit().unwrap(), 5);
+        assert_eq!(names(), ["vm"]);
+        drop(CommitFile::begin(&path, |_| None).unwrap());
+        assert_eq!(names(), ["vm"]);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn temporary_names_are_recognised_and_nothing_else() {
