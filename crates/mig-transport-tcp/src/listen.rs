@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use mig_transport::{
-    Address, Channel, Error, Listener, Result,
+    AcceptFailure, Address, Channel, Error, Listener, Result,
     address::{Family, InetAddress},
 };
 use socket2::SockRef;
@@ -99,7 +99,9 @@ impl TcpListener {
                         let local = stream.local_addr().unwrap_or(self.local[index]);
                         return Poll::Ready(Ok(Accepted { stream, local, peer }));
                     }
-                    Poll::Ready(Err(error)) if is_about_one_connection(&error) => {
+                    Poll::Ready(Err(error))
+                        if AcceptFailure::of(&error) == AcceptFailure::OneConnection =>
+                    {
                         tracing::debug!(%error, "a connection went before it was accepted");
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -131,7 +133,7 @@ impl Listener for TcpListener {
         loop {
             let accepted = match poll_fn(|cx| self.poll_accept(cx)).await {
                 Ok(accepted) => accepted,
-                Err(error) if is_exhaustion(&error) => {
+                Err(error) if AcceptFailure::of(&error) == AcceptFailure::Exhausted => {
                     tracing::warn!(%error, "cannot accept now, trying again");
                     sleep(EXHAUSTED_PAUSE).await;
                     continue;
@@ -270,58 +272,4 @@ fn cannot_listen(address: &InetAddress, range: bool, reasons: &AddressesFailed) 
         _ => "name an address of this machine",
     };
     Error::Misuse { what: format!("cannot listen on tcp:{address}: {reasons}; {advice}") }
-}
-
-/// accept(2) hands on what went wrong with the connection it would have answered.
-fn is_about_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
-        NetworkUnreachable, PermissionDenied, TimedOut,
-    };
-    const EPROTO: i32 = 71;
-    const ENOPROTOOPT: i32 = 92;
-    const EHOSTDOWN: i32 = 112;
-    const ENONET: i32 = 64;
-    matches!(
-        error.kind(),
-        ConnectionAborted
-            | ConnectionReset
-            | HostUnreachable
-            | Interrupted
-            | NetworkDown
-            | NetworkUnreachable
-            | PermissionDenied
-            | TimedOut
-    ) || matches!(error.raw_os_error(), Some(EPROTO | ENOPROTOOPT | EHOSTDOWN | ENONET))
-}
-
-/// No descriptor or memory left here or in the whole system: it passes.
-fn is_exhaustion(error: &io::Error) -> bool {
-    const ENOMEM: i32 = 12;
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const ENOBUFS: i32 = 105;
-    matches!(error.raw_os_error(), Some(ENOMEM | ENFILE | EMFILE | ENOBUFS))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_of_accept_are_told_apart() {
-        for (code, one, exhausted) in [
-            (103, true, false), // ECONNABORTED
-            (71, true, false),  // EPROTO
-            (1, true, false),   // EPERM: a firewall
-            (24, false, true),  // EMFILE
-            (105, false, true), // ENOBUFS
-            (22, false, false), // EINVAL: not listening any more
-            (9, false, false),  // EBADF
-        ] {
-            let error = io::Error::from_raw_os_error(code);
-            assert_eq!(is_about_one_connection(&error), one, "{error}");
-            assert_eq!(is_exhaustion(&error), exhausted, "{error}");
-        }
-    }
 }

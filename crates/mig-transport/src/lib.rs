@@ -12,6 +12,7 @@
 //! Guest memory is a [`Region`]: pinned and shared with a running guest, so nobody ever holds a Rust reference into it.
 //! On failure every operation answers an [`Error`] sorted by [`Blame`], or an `io::Error` on the byte paths.
 
+mod accept;
 pub mod address;
 mod capabilities;
 mod channel;
@@ -24,6 +25,7 @@ mod region;
 mod shutdown;
 
 pub use crate::{
+    accept::AcceptFailure,
     address::{Address, AddressError, MigrationAddress},
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, Receiver, SendHalf, Sender},
