@@ -24,15 +24,13 @@ impl NamedDescriptors {
     ///
     /// # Errors
     ///
-    /// [`Error::Misuse`], with the descriptor handed back, for a name that is empty, begins with a digit (that would be
-    /// a number), or holds a comma (that would be two descriptors).
+    /// [`Error::Misuse`], with the descriptor handed back, for a name that is empty or begins with a digit (that would
+    /// be a number).
     pub fn add(&self, name: &str, fd: OwnedFd) -> std::result::Result<(), RejectedFd> {
         let why = if name.is_empty() {
             "a descriptor's name cannot be empty"
         } else if name.starts_with(|first: char| first.is_ascii_digit()) {
             "a descriptor's name must not begin with a digit"
-        } else if name.contains(',') {
-            "a descriptor's name cannot hold a comma (fd:IN,OUT is two descriptors)"
         } else {
             self.lock().insert(name.to_owned(), fd);
             return Ok(());

@@ -341,7 +341,7 @@ fn a_shutdown_wakes_a_waiting_pipe_and_tells_the_far_end() {
 #[test]
 fn names_are_consumed() {
     let names = NamedDescriptors::new();
-    for wrong in ["", "1st", "a,b"] {
+    for wrong in ["", "1st"] {
         let (reader, _writer) = pipe();
         let raw = reader.as_raw_fd();
         let rejected = names.add(wrong, reader).unwrap_err();
