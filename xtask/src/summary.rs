@@ -16,14 +16,14 @@ impl Counts {
     /// Adds what one line of output says, if it is a summary line of libtest or of nextest.
     pub(crate) fn add_line(&mut self, line: &str) {
         let line = without_colours(line);
-        let line = line.trim();
-        if let Some(rest) = line.strip_prefix("test result: ") {
+        // At the margin only: nextest shows a failed test's own libtest output, indented, and counts it itself.
+        if let Some(rest) = line.trim_end().strip_prefix("test result: ") {
             // "ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s"
             let rest = rest.split_once(". ").map_or(rest, |(_, numbers)| numbers);
             for part in rest.split(';') {
                 self.add_part(part, "ignored");
             }
-        } else if line.starts_with("Summary [") {
+        } else if line.trim_start().starts_with("Summary [") {
             // "Summary [   3.402s] 12 tests run: 11 passed (1 slow), 1 failed, 1 timed out, 0 skipped"
             let Some((_, parts)) = line.split_once(" run: ") else { return };
             for part in parts.split(',') {
@@ -106,6 +106,7 @@ mod tests {
         let mut counts = Counts::default();
         for line in [
             "running 3 tests",
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 71 filtered out",
             "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s",
             "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
             "     Summary [   3.402s] 12 tests run: 9 passed (1 slow, 2 flaky), 2 failed, 1 timed out, 4 skipped",
