@@ -205,6 +205,12 @@ fn the_end_is_refused_while_pages_are_staged() {
     placer.flush().unwrap();
     placement.finish().unwrap();
     assert_eq!(placement.statistics().pages_placed, 1);
+
+    // A channel that broke: its pages never came, so the memory is not to be trusted.
+    let memory = self::memory(Backing::Anonymous);
+    let placement = Placement::new(&memory, options).unwrap();
+    placement.placer().unwrap().place_page(0, 0, &[1; PAGE_SIZE]).unwrap();
+    assert_eq!(placement.finish().unwrap_err().blame(), Blame::Misuse);
 }
 
 /// The rule is that nobody looks at missing pages. Who does must neither hang for ever nor see garbage.

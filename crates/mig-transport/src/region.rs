@@ -34,6 +34,45 @@ pub unsafe trait Region: Send + Sync {
     }
 }
 
+/// Copies without a [`RegionSlice`], and so without its reference count, which the loops that touch every page of
+/// memory from several threads would fight over.
+impl dyn Region + '_ {
+    /// Copies all of `from` in at `offset`.
+    pub fn copy_in_at(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRegion> {
+        let to = self.checked(offset, from.len())?;
+        // SAFETY: `checked` vouches for the destination, which is mapped while `self` is borrowed; no reference into
+        // a region exists, so `from` does not overlap it (trait rules).
+        unsafe { copy(from.as_ptr(), to.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    /// Copies `into.len()` bytes out from `offset`.
+    pub fn copy_out_at(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfRegion> {
+        let from = self.checked(offset, into.len())?;
+        // SAFETY: as in `copy_in_at`, with the roles exchanged.
+        unsafe { copy(from.as_ptr(), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// Sets `len` bytes from `offset` to zero.
+    pub fn zero_at(&self, offset: usize, len: usize) -> Result<(), OutOfRegion> {
+        let to = self.checked(offset, len)?;
+        // SAFETY: as in `copy_in_at`.
+        unsafe { fill_zero(to.as_ptr(), len) };
+        Ok(())
+    }
+
+    /// The address of `len` bytes at `offset`, if all of them exist.
+    fn checked(&self, offset: usize, len: usize) -> Result<NonNull<u8>, OutOfRegion> {
+        let region_len = self.len();
+        match offset.checked_add(len) {
+            // SAFETY: inside the region, or one past its end for an empty range.
+            Some(end) if end <= region_len => Ok(unsafe { self.as_ptr().add(offset) }),
+            _ => Err(OutOfRegion { offset, len, region_len }),
+        }
+    }
+}
+
 /// An offset and a length that do not fit a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{len} bytes at offset {offset:#x} do not fit a region of {region_len:#x} bytes")]
@@ -270,5 +309,20 @@ mod tests {
         let part = RegionSlice::new(region, 50, 50).unwrap();
         assert_eq!(part.sub(1, 50).unwrap_err().region_len, 50);
         assert!(part.sub(50, 0).is_ok());
+    }
+
+    #[test]
+    fn copies_without_a_slice_are_checked_too() {
+        let region: Arc<dyn Region> = VecRegion::zeroed(100);
+        region.copy_in_at(95, b"hello").unwrap();
+        region.zero_at(96, 2).unwrap();
+        let mut seen = [9; 6];
+        region.copy_out_at(94, &mut seen).unwrap();
+        assert_eq!(&seen, b"\0h\0\0lo");
+        for (offset, len) in [(96, 5), (usize::MAX, 5), (101, 5)] {
+            assert!(region.copy_in_at(offset, &[1; 5]).is_err());
+            assert!(region.copy_out_at(offset, &mut [1; 5]).is_err());
+            assert!(region.zero_at(offset, len).is_err());
+        }
     }
 }

@@ -36,7 +36,6 @@ use self::{
 use crate::{
     block::PAGE_SIZE,
     error::{Error, Result},
-    zero::is_zero,
 };
 
 /// A way to bring pages into memory that was never touched, best first.
@@ -129,14 +128,14 @@ impl Default for PlacementOptions {
 
 /// One channel's way into the destination's memory. Made by [`Placement::placer`].
 ///
-/// Pages are in memory after [`flush`](Self::flush). Dropped without it, what is still staged is lost. For one placer,
+/// Pages are in memory after [`flush`](Self::flush). Dropped without it, what is still staged is
+/// lost and [`Placement::finish`] refuses. For one placer,
 /// the last record of a page wins; between placers the order is the protocol's business (docs/wire/ram.md §9.5), so
 /// each flushes where channels synchronise.
 #[derive(Debug)]
 pub struct Placer {
     placement: Arc<Placement>,
-    staging: Staging,
-    worker: Option<Worker>,
+    lane: Lane,
     ahead: Ahead,
 }
 
@@ -148,14 +147,15 @@ impl Placer {
             Copying::Thread => Some(Worker::start(Arc::clone(&placement))?),
         };
         let staging = Staging::new(options.staging_pages);
-        Ok(Self { placement, staging, worker, ahead: Ahead::default() })
+        let lane = Lane { staging, worker, tally: Tally::default() };
+        Ok(Self { placement, lane, ahead: Ahead::default() })
     }
 
     /// Takes the page at `offset` of the block at index `block` (docs/wire/ram.md §3, PAGE).
     ///
     /// Copied before this returns; in guest memory after the next [`flush`](Self::flush) at the latest.
     pub fn place_page(&mut self, block: usize, offset: u64, page: &[u8]) -> Result<()> {
-        let placement = Arc::clone(&self.placement);
+        let Self { placement, lane, ahead } = self;
         let (to, number) = placement.locate(block, offset)?;
         if page.len() != PAGE_SIZE {
             return Err(Error::misuse(format!(
@@ -166,19 +166,24 @@ impl Placer {
         to.received.set(number);
         if to.pending.test(number) {
             // Sent twice within one staging buffer: the first must be in memory before the second.
-            self.flush()?;
+            lane.flush(placement)?;
         }
         if !to.present.test(number) {
             match &to.bulk {
                 Bulk::Userfault(registration) if registration.is_active() => {
-                    return self.stage(block, to, number, page);
+                    to.pending.set(number);
+                    if lane.staging.push(block, number, page) {
+                        lane.submit(placement)?;
+                    }
+                    return Ok(());
                 }
-                Bulk::Populate => self.ahead.reach(block, to, number),
+                Bulk::Populate => ahead.reach(block, to, number),
                 Bulk::Userfault(_) | Bulk::Plain => {}
             }
         }
         to.copy_in(number, page);
-        placement.count_copied(1);
+        lane.tally.copied += 1;
+        lane.tally.publish_if_many(placement);
         Ok(())
     }
 
@@ -186,23 +191,19 @@ impl Placer {
     ///
     /// Untouched memory is left untouched.
     pub fn place_zero(&mut self, block: usize, offset: u64) -> Result<()> {
-        let placement = Arc::clone(&self.placement);
+        let Self { placement, lane, .. } = self;
         let (to, number) = placement.locate(block, offset)?;
         to.received.set(number);
         if to.pending.test(number) {
-            self.flush()?;
+            lane.flush(placement)?;
         }
         // A page another channel has in its staging is not present yet: no order exists between the two.
-        let zeroed = to.present.test(number) && {
-            let at = number * PAGE_SIZE;
-            let zero = is_zero(&*to.info.region, at, PAGE_SIZE)
-                .expect("locate checked the page against the block");
-            if !zero {
-                to.page(number).zero();
-            }
-            !zero
-        };
-        placement.count_zero(zeroed);
+        if to.present.test(number) && to.make_zero(number) {
+            lane.tally.zero_written += 1;
+        } else {
+            lane.tally.zero_skipped += 1;
+        }
+        lane.tally.publish_if_many(placement);
         Ok(())
     }
 
@@ -214,13 +215,13 @@ impl Placer {
         offset: u64,
         into: &mut [u8; PAGE_SIZE],
     ) -> Result<()> {
-        let placement = Arc::clone(&self.placement);
+        let Self { placement, lane, .. } = self;
         let (from, number) = placement.locate(block, offset)?;
         if from.pending.test(number) {
-            self.flush()?;
+            lane.flush(placement)?;
         }
         if from.present.test(number) {
-            from.page(number).copy_out(into);
+            from.copy_out(number, into);
         } else {
             into.fill(0);
         }
@@ -229,41 +230,71 @@ impl Placer {
 
     /// Brings everything taken so far into guest memory before it returns.
     pub fn flush(&mut self) -> Result<()> {
-        self.submit()?;
-        match &mut self.worker {
-            Some(worker) => worker.drain(),
-            None => Ok(()),
-        }
+        self.lane.flush(&self.placement)
     }
 
     /// The placement this belongs to.
     pub fn placement(&self) -> &Arc<Placement> {
         &self.placement
     }
+}
 
-    fn stage(&mut self, block: usize, to: &PlacedBlock, number: usize, page: &[u8]) -> Result<()> {
-        to.pending.set(number);
-        if self.staging.push(block, number, page) {
-            self.submit()?;
+impl Drop for Placer {
+    fn drop(&mut self) {
+        self.lane.tally.publish(&self.placement);
+    }
+}
+
+/// The staging of one channel, and the thread behind it if there is one.
+#[derive(Debug)]
+struct Lane {
+    staging: Staging,
+    worker: Option<Worker>,
+    tally: Tally,
+}
+
+impl Lane {
+    fn flush(&mut self, placement: &Placement) -> Result<()> {
+        self.submit(placement)?;
+        self.tally.publish(placement);
+        match &mut self.worker {
+            Some(worker) => worker.drain(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn submit(&mut self) -> Result<()> {
+    fn submit(&mut self, placement: &Placement) -> Result<()> {
         if self.staging.is_empty() {
-            return match &self.worker {
-                Some(worker) => worker.check(),
-                None => Ok(()),
-            };
+            return Ok(());
         }
         match &mut self.worker {
             None => {
-                let done = self.placement.put(&self.staging);
+                let done = placement.put(&self.staging);
                 self.staging.clear();
                 done
             }
             Some(worker) => worker.submit(&mut self.staging),
         }
+    }
+}
+
+/// What one channel did since it last told: channels would fight over shared counters if each page touched them.
+#[derive(Debug, Default)]
+struct Tally {
+    copied: u64,
+    zero_skipped: u64,
+    zero_written: u64,
+}
+
+impl Tally {
+    fn publish_if_many(&mut self, placement: &Placement) {
+        if self.copied + self.zero_skipped + self.zero_written >= 1024 {
+            self.publish(placement);
+        }
+    }
+
+    fn publish(&mut self, placement: &Placement) {
+        placement.count(&std::mem::take(self));
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use mig_transport::RegionSlice;
 
 use super::{
-    PlaceMechanism, PlacePolicy, PlacementOptions, Placer, Warmth,
+    PlaceMechanism, PlacePolicy, PlacementOptions, Placer, Tally, Warmth,
     staging::{StagedRun, Staging},
 };
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     mapping,
     memory::{BlockInfo, GuestMemory, PassedOver, no_block},
     uffd::{Privilege, Registration, Userfaultfd, feature},
+    zero::is_zero,
 };
 
 /// How pages get into memory.
@@ -79,6 +80,9 @@ pub(super) struct PlacedBlock {
     pub(super) pending: DirtyBitmap,
     populate_failed: AtomicBool,
 }
+
+/// Page numbers come from `Placement::locate`, or from runs made of such.
+const CHECKED: &str = "the page was checked against the block";
 
 /// How absent pages of a block come into being.
 pub(super) enum Bulk {
@@ -148,13 +152,13 @@ impl Placement {
 
     /// Gives the memory back to everybody: from now on all of it may be touched. Pages placed later are copied.
     ///
-    /// Refused while a placer holds pages it has not flushed; with those lost the memory would be wrong. Dropping the
-    /// placement and its placers ends everything too.
+    /// Refused while pages are staged, or were lost because a placer failed or was dropped unflushed: the memory would
+    /// be wrong. To give up, drop the placement and its placers, which ends everything too.
     pub fn finish(&self) -> Result<()> {
         let pending: u64 = self.blocks.iter().map(|block| block.pending.count()).sum();
         if pending > 0 {
             return Err(Error::misuse(format!(
-                "{pending} pages are staged still; flush every placer first"
+                "{pending} pages were taken and are not in memory; flush every placer before it is dropped"
             )));
         }
         for block in &self.blocks {
@@ -182,21 +186,17 @@ impl Placement {
         }
     }
 
-    /// Brings staged pages into memory. Whatever happens, none of them is pending afterwards.
+    /// Brings staged pages into memory. Those it could not bring stay pending, so that `finish` refuses.
     pub(super) fn put(&self, staging: &Staging) -> Result<()> {
-        let mut outcome = Ok(());
         for (run, bytes) in staging.runs() {
             let block = &self.blocks[run.block];
-            if outcome.is_ok() {
-                outcome = self.put_run(block, run, bytes).map_err(|source| {
-                    let (name, at) = (block.info.name(), run.first * PAGE_SIZE);
-                    let doing = format!("placing {} pages of '{name}' at {at:#x}", run.pages);
-                    Error::io(doing, source)
-                });
-            }
+            self.put_run(block, run, bytes).map_err(|source| {
+                let (name, at) = (block.info.name(), run.first * PAGE_SIZE);
+                Error::io(format!("placing {} pages of '{name}' at {at:#x}", run.pages), source)
+            })?;
             block.pending.clear_range(run.first, run.pages);
         }
-        outcome
+        Ok(())
     }
 
     fn put_run(&self, block: &PlacedBlock, run: StagedRun, bytes: &[u8]) -> io::Result<()> {
@@ -216,21 +216,22 @@ impl Placement {
                 // It exists: from another channel, or touched by somebody who broke the rule.
                 let at = done * PAGE_SIZE;
                 block.copy_in(run.first + done, &bytes[at..at + PAGE_SIZE]);
-                self.count_copied(1);
+                self.counters.copied.fetch_add(1, Ordering::Relaxed);
                 done += 1;
             }
         }
         Ok(())
     }
 
-    pub(super) fn count_copied(&self, pages: u64) {
-        self.counters.copied.fetch_add(pages, Ordering::Relaxed);
-    }
-
-    pub(super) fn count_zero(&self, written: bool) {
-        let counters = &self.counters;
-        let counter = if written { &counters.zero_written } else { &counters.zero_skipped };
-        counter.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count(&self, tally: &Tally) {
+        let add = |counter: &AtomicU64, by: u64| {
+            if by > 0 {
+                counter.fetch_add(by, Ordering::Relaxed);
+            }
+        };
+        add(&self.counters.copied, tally.copied);
+        add(&self.counters.zero_skipped, tally.zero_skipped);
+        add(&self.counters.zero_written, tally.zero_written);
     }
 
     pub(super) fn add_cpu_nanos(&self, nanos: u64) {
@@ -276,17 +277,27 @@ impl PlacedBlock {
         })
     }
 
-    pub(super) fn page(&self, number: usize) -> RegionSlice {
-        RegionSlice::new(Arc::clone(&self.info.region), number * PAGE_SIZE, PAGE_SIZE)
-            .expect("the page was checked against the block")
-    }
-
     /// Copies into a page that exists, or may be faulted in.
     pub(super) fn copy_in(&self, number: usize, page: &[u8]) {
-        self.page(number).copy_in(page);
+        self.info.region.copy_in_at(number * PAGE_SIZE, page).expect(CHECKED);
         if !self.present.test(number) {
             self.present.set(number);
         }
+    }
+
+    /// Copies out of a page that exists.
+    pub(super) fn copy_out(&self, number: usize, into: &mut [u8; PAGE_SIZE]) {
+        self.info.region.copy_out_at(number * PAGE_SIZE, into).expect(CHECKED);
+    }
+
+    /// Zeroes a page that exists; false if it was zero already.
+    pub(super) fn make_zero(&self, number: usize) -> bool {
+        let (region, at) = (&*self.info.region, number * PAGE_SIZE);
+        if is_zero(region, at, PAGE_SIZE).expect(CHECKED) {
+            return false;
+        }
+        region.zero_at(at, PAGE_SIZE).expect(CHECKED);
+        true
     }
 
     /// Makes pages exist; false if this kernel or this memory cannot do that, which is found out once.
