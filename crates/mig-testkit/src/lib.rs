@@ -11,5 +11,9 @@
 pub mod conformance;
 mod memory;
 pub mod pattern;
+mod report;
 
-pub use crate::memory::{memory_pair, stream_channel};
+pub use crate::{
+    memory::{memory_pair, stream_channel},
+    report::not_applicable,
+};
