@@ -201,7 +201,7 @@ impl Binding {
                 reasons = failed;
             }
         }
-        Err(cannot_listen(address, last > first, &reasons))
+        Err(cannot_listen(address, last > first, reasons))
     }
 
     /// One socket for each address, on one port.
@@ -263,13 +263,16 @@ impl Binding {
     }
 }
 
-fn cannot_listen(address: &InetAddress, range: bool, reasons: &AddressesFailed) -> Error {
-    let advice = match reasons.first_kind() {
-        Some(io::ErrorKind::AddrInUse) if range => "every port of the range is in use",
-        Some(io::ErrorKind::AddrInUse) => "port 0 takes a free one, to=N tries a range",
-        Some(io::ErrorKind::AddrNotAvailable) => "no interface of this machine has that address",
-        Some(io::ErrorKind::PermissionDenied) => "ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "name an address of this machine",
+fn cannot_listen(address: &InetAddress, range: bool, reasons: AddressesFailed) -> Error {
+    let kind = reasons.first_kind().unwrap_or(io::ErrorKind::Other);
+    let advice = match kind {
+        io::ErrorKind::AddrInUse if range => "every port of the range is in use",
+        io::ErrorKind::AddrInUse => "port 0 takes a free one, to=N tries a range",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => {
+            return Error::io(format!("listening on tcp:{address}"), io::Error::new(kind, reasons));
+        }
     };
     Error::Misuse { what: format!("cannot listen on tcp:{address}: {reasons}; {advice}") }
 }

@@ -118,3 +118,51 @@ pub(crate) fn channel(
     tracing::debug!(%endpoint, congestion = congestion.trim_end_matches('\0'), "connected");
     Ok(io.socket_channel(Capabilities::socket(), endpoint))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mig_transport::{Blame, address::InetAddress};
+
+    use super::*;
+    use crate::options::TcpOptions;
+
+    fn opened(address: &InetAddress) -> Socket {
+        let settings = Settings::of(address, &TcpOptions::default());
+        open("127.0.0.1:0".parse().unwrap(), &settings).unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_kernel_has_what_the_settings_say() {
+        let socket = opened(&InetAddress::new("h", 1));
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
+
+        let socket = opened(&InetAddress {
+            keep_alive_count: Some(3),
+            keep_alive_idle_seconds: Some(77),
+            user_timeout_ms: Some(1234),
+            congestion: Some("reno".into()),
+            ..InetAddress::new("h", 1)
+        });
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(1234)));
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+
+        let off = InetAddress { keep_alive: Some(false), ..InetAddress::new("h", 1) };
+        assert!(!opened(&off).keepalive().unwrap());
+    }
+
+    #[test]
+    fn only_what_was_asked_for_must_work() {
+        let refused = || Err(io::Error::from_raw_os_error(92));
+        assert!(tolerate("keep-alive", refused(), false).is_ok());
+        let error = tolerate("keep-alive", refused(), true).unwrap_err();
+        assert_eq!(error.blame(), Blame::Unavailable);
+    }
+}
