@@ -74,6 +74,12 @@ pub fn connector(
             inet.clone(),
             tcp(Some(options.deadline)),
         ))),
+        #[cfg(feature = "unix")]
+        Address::Unix(unix) => {
+            let options =
+                mig_transport_unix::UnixOptions::with(|unix| unix.deadline = options.deadline);
+            Ok(Box::new(mig_transport_unix::UnixConnector::new(unix.clone(), options)))
+        }
         #[cfg(feature = "fd")]
         Address::Fd(fd) => {
             let ends = fd::ends(fd, options.answer_on_stdin.then_some(fd::Pairing::Stdin))?;
@@ -111,6 +117,11 @@ pub async fn listener(
         #[cfg(feature = "tcp")]
         Address::Inet(inet) => {
             Ok(Box::new(mig_transport_tcp::TcpListener::bind(inet, tcp(None)).await?))
+        }
+        #[cfg(feature = "unix")]
+        Address::Unix(unix) => {
+            let options = mig_transport_unix::UnixOptions::default();
+            Ok(Box::new(mig_transport_unix::UnixListener::bind(unix, options)?))
         }
         #[cfg(feature = "fd")]
         Address::Fd(fd) => {

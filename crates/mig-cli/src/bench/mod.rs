@@ -1,0 +1,202 @@
+//! `mig bench`: a live migration of a synthetic guest over every transport, measured.
+//!
+//! ```text
+//!   flags ──▶ plans, one a transport and run ──▶ worker thread: mig::bench::run, one after the other
+//!                                                  │ handles, reports
+//!   signals, progress ◀── this thread ◀────────────┘ ──▶ table, JSON
+//! ```
+
+mod table;
+
+use std::{fs, io, io::Write, path::Path, thread};
+
+use mig::{
+    bench::{
+        BenchReport, Handles, Machine, Memory, RunPlan, RunReport, RunStatus, Transport, Workload,
+    },
+    engine::Parameters,
+    ram::PlacementOptions,
+    transport::Blame,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    failure::{Failure, Outcome},
+    flags::BenchFlags,
+    supervise::{Signals, block_on},
+    talk::{Progress, Talk},
+};
+
+/// Every benchmark starts from the same noise, so that two of them can be compared.
+const SEED: u64 = 0x6d69_6720_6265_6e63;
+
+/// What the worker tells.
+enum News {
+    Started(Handles),
+    Done(Box<RunReport>),
+}
+
+/// Runs the command.
+pub(crate) fn run(flags: &BenchFlags) -> Outcome {
+    let json_to_stdout = flags.json.as_deref() == Some(Path::new("-"));
+    let talk = Talk::new(flags.quiet, false);
+    let plans = plan(flags)?;
+    let runs = block_on(measure(plans, &talk))?;
+    let report = BenchReport { machine: Machine::here(), runs };
+    if let Some(path) = &flags.json {
+        write_json(path, &report)?;
+    }
+    let text = table::render(&report);
+    if json_to_stdout {
+        talk.say(&format!("results\n{text}"));
+    } else {
+        let mut out = io::stdout().lock();
+        // Whoever closed stdout does not want the table; the exit code still tells.
+        let _closed = writeln!(out, "{text}");
+    }
+    verdict(&report.runs, !flags.transport.is_empty())
+}
+
+fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
+    if flags.zero + flags.compressible > 100 {
+        return Err(Failure::misuse(format!(
+            "--zero {} and --compressible {}: there are only 100 percent",
+            flags.zero, flags.compressible
+        )));
+    }
+    let transports = match flags.transport.as_slice() {
+        [] => Transport::all(),
+        some => some.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+    };
+    let ram_bytes = flags.size.0;
+    if ram_bytes < 4096 {
+        return Err(Failure::misuse("--size: a guest has at least one page, 4096 bytes"));
+    }
+    let mut parameters = Parameters::default();
+    if let Some(rate) = &flags.max_bandwidth {
+        parameters.max_bandwidth = rate.0;
+    }
+    if let Some(limit) = &flags.downtime_limit {
+        parameters.downtime_limit = u64::try_from(limit.0.as_millis()).unwrap_or(u64::MAX);
+    }
+    let workload = Workload {
+        dirty_rate: flags.dirty_rate.0,
+        working_set: flags.working_set.as_ref().map_or(ram_bytes / 8, |size| size.0),
+        zero_percent: flags.zero,
+        compressible_percent: flags.compressible,
+        seed: SEED,
+    };
+    let memory = if flags.warm { Memory::Warm } else { Memory::Cold };
+    let runs = flags.runs as usize;
+    Ok(transports
+        .into_iter()
+        .flat_map(|transport| std::iter::repeat_n(transport, runs))
+        .map(|transport| RunPlan {
+            transport,
+            ram_bytes,
+            workload,
+            memory,
+            parameters: parameters.clone(),
+            placing: PlacementOptions::default(),
+        })
+        .collect())
+}
+
+/// Runs the plans one after the other; a signal cancels the one that runs and forgets the rest.
+async fn measure(plans: Vec<RunPlan>, talk: &Talk) -> Outcome<Vec<RunReport>> {
+    let mut signals = Signals::catch()?;
+    let mut reports = Vec::new();
+    for plan in plans {
+        let (told, mut news) = mpsc::unbounded_channel();
+        let total = plan.ram_bytes;
+        let name = plan.transport.to_string();
+        let worker = thread::spawn(move || {
+            let started = told.clone();
+            // Nobody listens any more only when this process is leaving.
+            let report = mig::bench::run(&plan, |handles| {
+                let _gone = started.send(News::Started(handles));
+            });
+            let _gone = told.send(News::Done(Box::new(report)));
+        });
+        let report =
+            watch(&mut news, &mut signals, &mut talk.progress(name.as_str(), Some(total))).await;
+        if worker.join().is_err() {
+            return Err(Failure::new(
+                Blame::Io,
+                format!("{name}: the benchmark's thread panicked"),
+            ));
+        }
+        let Some(report) = report else {
+            return Err(Failure::new(Blame::Cancelled, "cancelled"));
+        };
+        if report.status == RunStatus::Cancelled {
+            return Err(Failure::new(Blame::Cancelled, format!("{name}: cancelled")));
+        }
+        talk.say(&table::line(&report));
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// Watches one run to its end.
+async fn watch(
+    news: &mut mpsc::UnboundedReceiver<News>,
+    signals: &mut Signals,
+    progress: &mut Progress,
+) -> Option<RunReport> {
+    let mut redraw = tokio::time::interval(Progress::INTERVAL);
+    let mut handles: Option<Handles> = None;
+    let mut cancelled = false;
+    loop {
+        tokio::select! {
+            heard = news.recv() => match heard? {
+                News::Started(started) => {
+                    if cancelled {
+                        started.cancel();
+                    }
+                    handles = Some(started);
+                }
+                News::Done(report) => return Some(*report),
+            },
+            () = signals.next() => {
+                cancelled = true;
+                if let Some(handles) = &handles {
+                    handles.cancel();
+                }
+            }
+            _ = redraw.tick() => {
+                if let Some(handles) = &handles {
+                    progress.show(&handles.source.info());
+                }
+            }
+        }
+    }
+}
+
+fn write_json(path: &Path, report: &BenchReport) -> Outcome {
+    let failed = |error: io::Error| {
+        Failure::new(Blame::Io, format!("--json {}", path.display())).caused_by(&error)
+    };
+    let mut text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
+    text.push('\n');
+    if path == Path::new("-") {
+        return io::stdout().lock().write_all(text.as_bytes()).map_err(failed);
+    }
+    fs::write(path, text).map_err(failed)
+}
+
+/// A benchmark fails if a run did, or if what was asked for by name cannot run here.
+fn verdict(runs: &[RunReport], named: bool) -> Outcome {
+    let with = |status| runs.iter().find(|run| run.status == status);
+    let reason = |run: &RunReport| {
+        format!("{}: {}", run.transport, run.reason.as_deref().unwrap_or("no reason known"))
+    };
+    if let Some(failed) = with(RunStatus::Failed) {
+        return Err(Failure::new(Blame::Io, reason(failed)));
+    }
+    let missing = with(RunStatus::Unavailable);
+    if let Some(missing) = missing.filter(|_| named || with(RunStatus::Completed).is_none()) {
+        return Err(Failure::new(Blame::Unavailable, reason(missing)));
+    }
+    Ok(())
+}

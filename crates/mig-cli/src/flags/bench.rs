@@ -1,0 +1,73 @@
+//! `mig bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::flags::{Rate, Size};
+
+const EXAMPLES: &str = "\
+Examples:
+  Everything that works here:
+      mig bench
+  One gigabyte over tcp and unix, five times each, with a guest that writes 200 MiB a second:
+      mig bench --transport tcp --transport unix --size 1GiB --dirty-rate 200MiB/s --runs 5
+  Numbers for a script:
+      mig bench --json -";
+
+/// Migrate a synthetic guest over every transport usable here, and measure.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct BenchFlags {
+    /// A transport's name or a URI; may be repeated. Default: all that work here
+    #[arg(long, value_name = "URI|SCHEME")]
+    pub(crate) transport: Vec<String>,
+
+    /// Guest memory
+    #[arg(long, default_value = "1GiB")]
+    pub(crate) size: Size,
+
+    /// What the guest writes while it migrates; 0 is nothing
+    #[arg(long, value_name = "RATE", default_value = "200MiB/s")]
+    pub(crate) dirty_rate: Rate,
+
+    /// How much of its memory the guest writes to; default: an eighth
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) working_set: Option<Size>,
+
+    /// Percentage of pages that are zero
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) zero: u8,
+
+    /// Percentage of pages that compress well
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) compressible: u8,
+
+    /// The destination's memory is untouched when the clock starts, as that of a new guest is (the default)
+    #[arg(long, conflicts_with = "warm")]
+    pub(crate) cold: bool,
+
+    /// The destination's memory was touched before
+    #[arg(long)]
+    pub(crate) warm: bool,
+
+    /// Runs of each transport
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+
+    /// Write no faster than this; 0 is unlimited
+    #[arg(long, value_name = "RATE")]
+    pub(crate) max_bandwidth: Option<Rate>,
+
+    /// How long the guest may stand still at the end
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) downtime_limit: Option<crate::flags::Duration>,
+
+    /// Where to write the results as JSON; `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// No progress, no remarks; errors are still told
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

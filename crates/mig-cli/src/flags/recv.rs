@@ -1,0 +1,72 @@
+//! `mig recv`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::flags::{Duration, Rate};
+
+const EXAMPLES: &str = "\
+Examples:
+  Keep what a QEMU sends to port 4444 of this machine:
+      mig recv tcp:127.0.0.1:4444 --save vm.mig
+      (qemu) migrate tcp:127.0.0.1:4444
+  Let QEMU start mig itself:
+      (qemu) migrate \"exec:mig recv fd:0 --save vm.mig\"
+  Straight into a second QEMU, without a file:
+      mig recv unix:/run/mig.sock --save - | qemu-system-x86_64 … -incoming fd:0
+  Only verify that a stream is sound, and throw it away:
+      mig recv tcp:[::1]:4444
+
+The file appears under its name only when everything was received and is on the disk; only then is the source told
+that it may let go of its guest. It loads in a QEMU of the same machine type, by file: and by exec:cat.";
+
+/// Be a migration destination: keep everything received as one QEMU-loadable file.
+///
+/// Without --save the stream is verified and discarded.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct RecvFlags {
+    /// Where to wait for the source: a migration URI
+    pub(crate) uri: String,
+
+    /// Where to keep the stream; an existing file is replaced when everything arrived. `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
+
+    /// Answer on the same channel where that is not the rule (exec, pipes); the source must have `return-path` on
+    #[arg(long, overrides_with = "no_return_path")]
+    pub(crate) return_path: bool,
+
+    /// Never answer; a source that asks for answers is refused
+    #[arg(long)]
+    pub(crate) no_return_path: bool,
+
+    /// The source has the capability `switchover-ack` on: agree to its switchover
+    #[arg(long)]
+    pub(crate) switchover_ack: bool,
+
+    /// Refuse a stream whose CONFIGURATION names another UUID
+    #[arg(long, value_name = "UUID")]
+    pub(crate) uuid: Option<String>,
+
+    /// Read no faster than this; 0 is unlimited
+    #[arg(long, value_name = "RATE")]
+    pub(crate) max_bandwidth: Option<Rate>,
+
+    /// Give up when the whole command takes longer than this
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Do not listen on an address that others can reach without TLS (which is not built in yet)
+    #[arg(long)]
+    pub(crate) require_tls: bool,
+
+    /// One JSON object a line on stdout while it runs; the last one is the result
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// No progress, no remarks; errors are still told
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

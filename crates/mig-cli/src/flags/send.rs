@@ -1,0 +1,55 @@
+//! `mig send`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::flags::{Duration, Rate};
+
+const EXAMPLES: &str = "\
+Examples:
+  Start a saved guest in a QEMU that waits on port 4444:
+      qemu-system-x86_64 … -incoming tcp:127.0.0.1:4444
+      mig send vm.mig tcp:127.0.0.1:4444
+  Let QEMU start mig itself:
+      qemu-system-x86_64 … -incoming \"exec:mig send vm.mig fd:1\"
+  From a pipe, at a tenth of a gigabyte a second:
+      zstdcat vm.mig.zst | mig send - tcp:otherhost:4444 --max-bandwidth 100MB/s
+
+Where the transport can carry answers (tcp, unix, vsock, socket fds), the destination is asked to confirm, and success is
+reported only after it did. Elsewhere (file, pipes, exec) the report says \"sent, not confirmed\".";
+
+/// Be a migration source: replay a saved file to any QEMU-compatible destination.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct SendFlags {
+    /// The stored stream; `-` is stdin
+    pub(crate) file: PathBuf,
+
+    /// Where the destination waits: a migration URI
+    pub(crate) uri: String,
+
+    /// Ask for confirmation where that is not the rule (exec, pipes); both ends must agree there
+    #[arg(long, overrides_with = "no_return_path")]
+    pub(crate) return_path: bool,
+
+    /// Do not ask for confirmation
+    #[arg(long)]
+    pub(crate) no_return_path: bool,
+
+    /// Write no faster than this; 0 is unlimited
+    #[arg(long, value_name = "RATE")]
+    pub(crate) max_bandwidth: Option<Rate>,
+
+    /// Give up when the whole command takes longer than this
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) timeout: Option<Duration>,
+
+    /// One JSON object a line on stdout while it runs; the last one is the result
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// No progress, no remarks; errors are still told
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

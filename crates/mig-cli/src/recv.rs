@@ -1,0 +1,210 @@
+//! `mig recv`: be a migration destination.
+
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mig::{
+    ListenOptions,
+    engine::{Deadlines, Discard, RecordOptions, Recorded, Recorder, StreamSink, WriteSink},
+    transport::{Address, MigrationAddress},
+};
+
+use crate::{
+    failure::{Failure, Outcome},
+    flags::{Duration as DurationFlag, RecvFlags},
+    inspect::{self, Collector, Report},
+    result,
+    standard::{self, Wanted},
+    supervise::{Signals, block_on, supervise},
+    talk::Talk,
+};
+
+/// What will be done.
+struct Plan {
+    address: MigrationAddress,
+    keep: Keep,
+    options: RecordOptions,
+    listen: ListenOptions,
+    timeout: Option<Duration>,
+}
+
+/// Where the stream goes.
+enum Keep {
+    Nowhere,
+    Stdout,
+    File(PathBuf),
+}
+
+/// Runs the command.
+pub(crate) fn run(flags: &RecvFlags) -> Outcome {
+    let talk = Talk::new(flags.quiet, flags.json);
+    let outcome = plan(flags).and_then(|plan| block_on(record(plan, &talk)));
+    if let Err(failure) = &outcome {
+        // `record` tells more when it got so far as to know more.
+        talk.object(&result::failed(failure, None));
+    }
+    outcome
+}
+
+fn plan(flags: &RecvFlags) -> Outcome<Plan> {
+    let address = parse(&flags.uri)?;
+    let keep = match &flags.save {
+        None => Keep::Nowhere,
+        Some(path) if path == Path::new("-") => Keep::Stdout,
+        Some(path) => Keep::File(path.clone()),
+    };
+    let stdout = match (&keep, flags.json) {
+        (Keep::Stdout, true) => {
+            return Err(Failure::misuse(
+                "--save - and --json both want stdout: save to a file, or leave --json out",
+            ));
+        }
+        (Keep::Stdout, false) => Some("--save -"),
+        (_, true) => Some("--json"),
+        _ => None,
+    };
+    standard::check(&address, Wanted { stdin: false, stdout })?;
+    if flags.require_tls && is_plaintext_to_others(address.address()) {
+        return Err(Failure::misuse(format!(
+            "--require-tls: {address} can be reached by others and carries the guest's memory in the clear; listen on \
+             127.0.0.1 or [::1] and let a tunnel (ssh, stunnel) bring the source there"
+        )));
+    }
+    let mut options = RecordOptions::default();
+    options.return_path = !flags.no_return_path;
+    options.switchover_ack = flags.switchover_ack;
+    options.deadlines = patient();
+    let mut listen = ListenOptions::default();
+    listen.return_path = flags.return_path;
+    // QEMU's exec: gives its command two pipes; stdout is free for answers unless something else was wanted there.
+    listen.answer_on_stdout = stdout.is_none() && !flags.no_return_path;
+    Ok(Plan { address, keep, options, listen, timeout: flags.timeout.map(|limit| limit.0) })
+}
+
+pub(crate) fn parse(uri: &str) -> Outcome<MigrationAddress> {
+    MigrationAddress::parse(uri).map_err(|error| Failure::misuse(error.to_string()))
+}
+
+/// A person or a script waits for the source; they have their own patience.
+fn patient() -> Deadlines {
+    let mut deadlines = Deadlines::default();
+    deadlines.accept = None;
+    deadlines
+}
+
+async fn record(plan: Plan, talk: &Talk) -> Outcome {
+    let mut signals = Signals::catch()?;
+    warn_if_open(&plan.address, talk);
+    let sink: Box<dyn StreamSink> = match &plan.keep {
+        Keep::Nowhere => Box::new(Discard),
+        Keep::Stdout => Box::new(WriteSink::new(io::stdout(), "stdout")),
+        Keep::File(path) => mig::file_sink(path)?,
+    };
+    let mut listener = mig::listener(&plan.address, &plan.listen).await?;
+    let recorder = Recorder::new(plan.options);
+    let handle = recorder.handle();
+    let progress = talk.progress("receiving", None);
+    let work = recorder.run(&mut *listener, sink, None);
+    let recorded = supervise(talk, &handle, &mut signals, plan.timeout, progress, work).await?;
+    tell(&recorded, &plan.keep, talk);
+    Ok(())
+}
+
+fn tell(recorded: &Recorded, keep: &Keep, talk: &Talk) {
+    let kept = match keep {
+        Keep::Nowhere => "verified and discarded".to_owned(),
+        Keep::Stdout => "written to stdout".to_owned(),
+        Keep::File(path) => format!("kept in {}", path.display()),
+    };
+    let told = match recorded.confirmed {
+        true => "the source was told",
+        false => "the source could not be told (no return path)",
+    };
+    talk.say(&format!(
+        "complete: {} bytes {kept}; {} pages, {} zero; {told}",
+        recorded.bytes,
+        recorded.pages.normal + recorded.pages.xbzrle + recorded.pages.compressed,
+        recorded.pages.zero,
+    ));
+    talk.object(&result::completed(
+        recorded.confirmed,
+        recorded.bytes,
+        &recorded.pages,
+        &recorded.info,
+    ));
+}
+
+/// Waits for a source, and looks at its stream instead of keeping it.
+pub(crate) fn inspect(
+    address: MigrationAddress,
+    timeout: Option<DurationFlag>,
+    talk: &Talk,
+) -> (Report, Outcome) {
+    let mut collector = Collector::new(None);
+    let outcome = block_on(async {
+        let mut signals = Signals::catch()?;
+        warn_if_open(&address, talk);
+        let mut options = RecordOptions::default();
+        options.deadlines = patient();
+        options.stream = inspect::options();
+        let mut listener = mig::listener(&address, &ListenOptions::default()).await?;
+        let recorder = Recorder::new(options);
+        let handle = recorder.handle();
+        let progress = Talk::new(true, false).progress("reading", None);
+        for address in listener.local_addresses() {
+            talk.say(&format!("listening on {address}"));
+        }
+        let work = recorder.run(&mut *listener, Box::new(Discard), Some(&mut collector));
+        let limit = timeout.map(|limit| limit.0);
+        supervise(talk, &handle, &mut signals, limit, progress, work).await.map(|_recorded| ())
+    });
+    let report = collector.finish_live(outcome.as_ref().err());
+    (report, outcome)
+}
+
+fn warn_if_open(address: &MigrationAddress, talk: &Talk) {
+    if is_plaintext_to_others(address.address()) {
+        talk.warn(&format!(
+            "{address} takes a guest's whole memory, unencrypted, from anybody who can reach this machine; listen on \
+             127.0.0.1 or [::1] and use a tunnel unless the network is trusted (--require-tls makes this an error)"
+        ));
+    }
+}
+
+/// Only an address that certainly stays on this machine is safe without encryption.
+fn is_plaintext_to_others(address: &Address) -> bool {
+    match address {
+        Address::Inet(inet) => match inet.host.split('%').next().unwrap_or_default().parse() {
+            Ok(IpAddr::V4(v4)) => !v4.is_loopback(),
+            Ok(IpAddr::V6(v6)) => !v6.is_loopback(),
+            Err(_) => inet.host != "localhost",
+        },
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_quiet() {
+        for (uri, open) in [
+            ("tcp:127.0.0.1:0", false),
+            ("tcp:[::1]:0", false),
+            ("tcp:localhost:0", false),
+            ("unix:/x", false),
+            ("tcp::4444", true),
+            ("tcp:0.0.0.0:4444", true),
+            ("tcp:[::]:4444", true),
+            ("tcp:192.0.2.7:4444", true),
+        ] {
+            let address = MigrationAddress::parse(uri).unwrap();
+            assert_eq!(is_plaintext_to_others(address.address()), open, "{uri}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! `mig send`: be a migration source.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mig::{
+    ConnectOptions,
+    engine::{
+        Piece, ReplayOptions, Replayed, Replayer, ReturnPathWish, StoredStream, StreamWalk,
+        walk_stored,
+    },
+    proto::DecodeError,
+    transport::{Blame, MigrationAddress},
+};
+
+use crate::{
+    failure::{Failure, Outcome},
+    flags::SendFlags,
+    recv::parse,
+    result,
+    standard::{self, Wanted},
+    supervise::{Signals, block_on, supervise},
+    talk::Talk,
+};
+
+/// What will be done.
+struct Plan {
+    from: From,
+    address: MigrationAddress,
+    options: ReplayOptions,
+    connect: ConnectOptions,
+    timeout: Option<Duration>,
+}
+
+enum From {
+    Stdin,
+    File(PathBuf),
+}
+
+/// Runs the command.
+pub(crate) fn run(flags: &SendFlags) -> Outcome {
+    let talk = Talk::new(flags.quiet, flags.json);
+    let outcome = plan(flags).and_then(|plan| block_on(replay(plan, &talk)));
+    if let Err(failure) = &outcome {
+        talk.object(&result::failed(failure, None));
+    }
+    outcome
+}
+
+fn plan(flags: &SendFlags) -> Outcome<Plan> {
+    let address = parse(&flags.uri)?;
+    let from = match &flags.file {
+        path if path == Path::new("-") => From::Stdin,
+        path => From::File(path.clone()),
+    };
+    let stdin = matches!(from, From::Stdin);
+    standard::check(&address, Wanted { stdin, stdout: flags.json.then_some("--json") })?;
+    let mut options = ReplayOptions::default();
+    options.return_path = match (flags.return_path, flags.no_return_path) {
+        (true, _) => ReturnPathWish::Always,
+        (_, true) => ReturnPathWish::Never,
+        _ => ReturnPathWish::Sockets,
+    };
+    if let Some(rate) = flags.max_bandwidth {
+        options.parameters.max_bandwidth = rate.0;
+    }
+    let mut connect = ConnectOptions::default();
+    connect.return_path = flags.return_path;
+    connect.answer_on_stdin = flags.return_path && !stdin;
+    Ok(Plan { from, address, options, connect, timeout: flags.timeout.map(|limit| limit.0) })
+}
+
+async fn replay(mut plan: Plan, talk: &Talk) -> Outcome {
+    let mut signals = Signals::catch()?;
+    let opened = open(&plan.from)?;
+    plan.options.stream = opened.stored.inform(plan.options.stream);
+    let connector = mig::connector(&plan.address, &plan.connect)?;
+    let replayer = Replayer::new(plan.options);
+    let handle = replayer.handle();
+    let progress = talk.progress("sending", opened.len);
+    let work = replayer.run(&*connector, opened.input, &opened.name);
+    let replayed = supervise(talk, &handle, &mut signals, plan.timeout, progress, work).await?;
+    tell(&replayed, &plan.address, talk);
+    Ok(())
+}
+
+fn tell(replayed: &Replayed, address: &MigrationAddress, talk: &Talk) {
+    let verdict = match replayed.confirmed {
+        true => "completed: the destination confirmed that it has everything",
+        false => "sent, not confirmed: nobody can say here whether the destination loaded it",
+    };
+    talk.say(&format!("{verdict}; {} bytes to {address}", replayed.bytes));
+    talk.object(&result::completed(
+        replayed.confirmed,
+        replayed.bytes,
+        &replayed.pages,
+        &replayed.info,
+    ));
+}
+
+/// A stored stream, ready to be read from its beginning.
+struct Opened {
+    input: Box<dyn Read + Send>,
+    name: String,
+    len: Option<u64>,
+    stored: StoredStream,
+}
+
+fn open(from: &From) -> Outcome<Opened> {
+    let path = match from {
+        From::Stdin => {
+            let input = Box::new(io::stdin());
+            return Ok(Opened {
+                input,
+                name: "stdin".into(),
+                len: None,
+                stored: StoredStream::default(),
+            });
+        }
+        From::File(path) => path,
+    };
+    let name = path.display().to_string();
+    let cannot = |error: io::Error| {
+        let blame = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Blame::Misuse,
+            _ => Blame::Io,
+        };
+        Failure::new(blame, format!("opening {name}")).caused_by(&error)
+    };
+    let mut file = File::open(path).map_err(cannot)?;
+    let kind = file.metadata().map_err(cannot)?;
+    if kind.is_dir() {
+        return Err(Failure::misuse(format!("{name} is a directory; name a stored stream")));
+    }
+    if !kind.is_file() {
+        return Ok(Opened {
+            input: Box::new(file),
+            name,
+            len: None,
+            stored: StoredStream::default(),
+        });
+    }
+    let stored = StoredStream::look(&mut file).map_err(cannot)?;
+    if stored.description.is_none() {
+        // Of an old machine type, or cut: find out before a destination is bothered.
+        verify(&file, &name).map_err(|refused| match refused {
+            Refused::Stream(error) => {
+                Failure::new(Blame::PeerMisbehaved, format!("{name} cannot be sent: {error}"))
+                    .at(Some(error.position))
+                    .next("nothing was sent; `mig inspect` lists what the file has, a truncated one must be captured again")
+            }
+            Refused::Input(error) => cannot(error),
+        })?;
+        io::Seek::rewind(&mut file).map_err(cannot)?;
+    }
+    Ok(Opened { input: Box::new(file), name, len: Some(stored.len), stored })
+}
+
+enum Refused {
+    Stream(DecodeError),
+    Input(io::Error),
+}
+
+impl std::convert::From<DecodeError> for Refused {
+    fn from(error: DecodeError) -> Self {
+        Self::Stream(error)
+    }
+}
+
+impl std::convert::From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Input(error)
+    }
+}
+
+fn verify(file: &File, _name: &str) -> Result<(), Refused> {
+    let mut walk = StreamWalk::new(ReplayOptions::default().stream);
+    walk_stored(&mut walk, file, |_piece: Piece<'_>| Ok(()))
+}
