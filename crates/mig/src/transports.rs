@@ -80,6 +80,12 @@ pub fn connector(
                 mig_transport_unix::UnixOptions::with(|unix| unix.deadline = options.deadline);
             Ok(Box::new(mig_transport_unix::UnixConnector::new(unix.clone(), options)))
         }
+        #[cfg(feature = "vsock")]
+        Address::Vsock(vsock) => {
+            let options =
+                mig_transport_vsock::VsockOptions::with(|vsock| vsock.deadline = options.deadline);
+            Ok(Box::new(mig_transport_vsock::VsockConnector::new(vsock.clone(), options)))
+        }
         #[cfg(feature = "fd")]
         Address::Fd(fd) => {
             let ends = fd::ends(fd, options.answer_on_stdin.then_some(fd::Pairing::Stdin))?;
@@ -122,6 +128,11 @@ pub async fn listener(
         Address::Unix(unix) => {
             let options = mig_transport_unix::UnixOptions::default();
             Ok(Box::new(mig_transport_unix::UnixListener::bind(unix, options)?))
+        }
+        #[cfg(feature = "vsock")]
+        Address::Vsock(vsock) => {
+            let options = mig_transport_vsock::VsockOptions::default();
+            Ok(Box::new(mig_transport_vsock::VsockListener::bind(vsock.clone(), options)?))
         }
         #[cfg(feature = "fd")]
         Address::Fd(fd) => {

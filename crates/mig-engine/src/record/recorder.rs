@@ -247,11 +247,13 @@ impl Session<'_, '_> {
 
     /// Waits for bytes, for the end, or for silence that means something.
     async fn more(&mut self, last: InputEnd) -> Result<InputEnd> {
-        let patience = match (self.walk.is_past_eof(), last) {
-            (true, _) if self.walk.is_in_description() => CUT_DESCRIPTION,
-            (_, InputEnd::Open) => QUIET,
+        let patience = if self.walk.is_in_description() {
+            CUT_DESCRIPTION
+        } else if self.walk.is_past_eof() || last == InputEnd::Open {
+            QUIET
+        } else {
             // The decoder was told and still wants more; now only the idle deadline counts.
-            _ => return Ok(ended(self.reader.fill().await?)),
+            return Ok(ended(self.reader.fill().await?));
         };
         match tokio::time::timeout(patience, self.reader.fill()).await {
             Ok(filled) => Ok(ended(filled?)),

@@ -2,7 +2,10 @@
 
 use std::{io::Read, sync::Arc, time::Duration};
 
-use mig_proto::{Options, UnknownIterables, state::SourceEvent};
+use mig_proto::{
+    Options, UnknownIterables,
+    state::{MigrationStatus, SourceEvent},
+};
 use mig_stream::{IdleClock, Stream, StreamOptions, StreamWriter, within};
 use mig_transport::{Blame, Connector};
 
@@ -21,6 +24,9 @@ use crate::{
 
 /// How long a destination's last words are waited for when writing to it failed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long a destination that has everything may take over what is still owed to it.
+const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// What a replayer is told. Start from `ReplayOptions::default()` and change fields.
 #[derive(Clone, Debug)]
@@ -221,9 +227,8 @@ impl Session<'_> {
             Some(answers) => {
                 self.send_and_listen(answers, acknowledgement).await?;
                 // The destination has everything; how the channel ends says nothing any more.
-                if let Err(error) = self.writer.finish().await {
-                    tracing::debug!(%error, "ending the channel after the verdict");
-                }
+                let ended = tokio::time::timeout(AFTERMATH, self.writer.finish()).await;
+                tracing::debug!(?ended, "after the verdict");
                 true
             }
             None => {
@@ -245,19 +250,27 @@ impl Session<'_> {
         mut answers: ReturnPath,
         acknowledgement: Duration,
     ) -> Result<()> {
-        let early = tokio::select! {
-            sent = self.send() => Err(sent),
-            verdict = answers.verdict() => Ok(verdict),
+        // What came first; the other one goes on where it still matters.
+        let early = {
+            let mut sending = std::pin::pin!(self.send());
+            tokio::select! {
+                sent = &mut sending => Err(sent),
+                verdict = answers.verdict() => {
+                    if let Ok(Verdict::Succeeded) = verdict {
+                        // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody
+                        // reads it is no failure any more.
+                        match tokio::time::timeout(AFTERMATH, sending).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => tracing::debug!(%error, "after the verdict"),
+                            Err(_elapsed) => tracing::debug!("the rest is not read"),
+                        }
+                    }
+                    Ok(verdict)
+                }
+            }
         };
         match early {
-            Ok(Ok(Verdict::Succeeded)) => {
-                // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody reads it is no
-                // failure any more.
-                if let Err(error) = self.send().await {
-                    tracing::debug!(%error, "after the verdict");
-                }
-                Ok(())
-            }
+            Ok(Ok(Verdict::Succeeded)) => self.reached_device(),
             Ok(verdict) => Err(self.refused(verdict)),
             Err(Ok(())) => {
                 let verdict = within::<_, Error>(
@@ -288,7 +301,7 @@ impl Session<'_> {
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe, except that it may be called again after a verdict, for what nobody needs any more.
+    /// Not cancel safe: bytes are lost. The channel must be cut then.
     async fn send(&mut self) -> Result<()> {
         loop {
             let (buffer, ended) = self.input.next().await?;
@@ -315,10 +328,16 @@ impl Session<'_> {
             self.publish();
             if ended {
                 // Only the verdict is missing now.
-                self.shared.source_event(SourceEvent::Converged)?;
-                return Ok(());
+                return self.reached_device();
             }
         }
+    }
+
+    fn reached_device(&self) -> Result<()> {
+        if self.shared.status() == MigrationStatus::Active {
+            self.shared.source_event(SourceEvent::Converged)?;
+        }
+        Ok(())
     }
 
     fn publish(&self) {
