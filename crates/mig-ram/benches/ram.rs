@@ -84,8 +84,12 @@ fn zero_test(pages: usize) -> Result<()> {
                 Ok(())
             })
         });
-        let (wall, _) = median(runs.collect::<Result<_>>()?);
-        println!("zero test in {what}: {:.1} GB/s", gigabytes_per_sec(pages * times, wall));
+        let (wall, cpu) = median(runs.collect::<Result<_>>()?);
+        println!(
+            "zero test in {what}: {:.1} GB/s, {:.1} GB per CPU second",
+            gigabytes_per_sec(pages * times, wall),
+            gigabytes_per_sec(pages * times, cpu),
+        );
     }
     Ok(())
 }
