@@ -293,12 +293,18 @@ impl Qemu {
         if self.tracks_writes || syncs <= 2 { Ok(()) } else { Err(LostTrack { syncs }) }
     }
 
-    /// `query-status`: the run state.
-    #[must_use]
+    /// Waits for a run state: the last word about the guest comes some moments after the one about the migration.
     #[track_caller]
-    pub fn run_state(&mut self) -> String {
-        let told = self.qmp.run("query-status", json!({}));
-        told["status"].as_str().unwrap_or_else(|| panic!("no status in {told}")).to_owned()
+    pub fn reaches(&mut self, run_state: &str) {
+        let deadline = Instant::now() + STEP;
+        loop {
+            let told = self.qmp.run("query-status", json!({}));
+            if told["status"] == run_state {
+                break;
+            }
+            let name = self.process.name();
+            assert!(Instant::now() < deadline, "{name} is not {run_state} but {told}");
+        }
     }
 
     /// Stops the guest.

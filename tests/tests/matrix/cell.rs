@@ -38,7 +38,7 @@ fn attempt(
     let mut source = setup.source("source");
     source.set_capability("return-path", return_path);
     link::save(transport, binary, &mut source, &scratch, &saved, return_path);
-    assert_eq!(source.run_state(), "postmigrate");
+    source.reaches("postmigrate");
     source.kept_track()?;
     let seen = Seen::of(&mut source, &scratch);
 

@@ -32,12 +32,12 @@ pub(crate) fn return_path(
         Transport::FdPipe => source_refuses_pipe(&mut source, &scratch),
         _ => source_refuses_file(&mut source, &binary, &scratch),
     }
-    assert_eq!(source.run_state(), "running", "the guest has to stay with its source");
+    // The guest stays with its source.
+    source.reaches("running");
 
-    // The same source, asked for nothing special, still migrates: that gives us a stream to send.
-    source.set_capability("return-path", false);
+    // Another source, so as not to meet the first one while it still tidies up ("duplicate yank instance").
     let stream = scratch.path("stream");
-    link::capture_without_us(&mut source, &stream);
+    link::capture_without_us(&mut setup.source("other"), &stream);
     match transport {
         Transport::FdPipe => mig_refuses_pipe(text(&stream)),
         _ => mig_refuses_file(text(&stream), &scratch),
@@ -73,6 +73,7 @@ fn source_refuses_file(source: &mut Qemu, binary: &Binary, scratch: &Scratch) {
         // No `file:` at all there. (`exec:cat > FILE` would wait for ever for an answer.)
         let refused = source.qmp.try_run("migrate", json!({ "uri": uri }));
         assert!(refused.is_err(), "QEMU {} took {uri}", binary.version());
+        assert_eq!(source.ended(), "failed");
     }
 }
 
