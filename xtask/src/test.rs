@@ -51,7 +51,7 @@ pub(crate) fn run(repository: &Repository, network: Network) -> Result<(), Strin
             Err(error) => broken.push(error),
         }
     }
-    let notes = Notes::read(&skips);
+    let notes = Notes::read(&skips, &repository.root.join("tests/not-applicable.toml"));
     let complete = broken.is_empty() && notes.skipped.is_empty() && notes.not_applicable.is_empty();
     interop::render(repository, &results, complete)?;
     conclude(counts, &notes, &broken)
