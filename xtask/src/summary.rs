@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn notes_are_sorted_and_told_apart() {
-        let notes = Notes::parse(
-            "skip\tb\tno x\nnot-applicable\tc\tvsock: y\nskip\ta\tno x\nskip\ta\tno x\n",
-        );
+        let text = "skip\tb\tno x\nnot-applicable\tc\tvsock: y\nskip\ta\tno x\nskip\ta\tno x\n\
+                    not-applicable\tz\tlazy: y\n";
+        let notes = Notes::parse(text, "# [lazy]\n[vsock]\nwhy = \"[lazy]\"\n");
         let pair = |one: &str, other: &str| (one.to_owned(), other.to_owned());
         assert_eq!(notes.skipped, [pair("a", "no x"), pair("b", "no x"), pair("z", "lazy: y")]);
         assert_eq!(notes.not_applicable, [pair("c", "vsock: y")]);
