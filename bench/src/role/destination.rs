@@ -1,0 +1,56 @@
+//! The other end of a migration: the destination.
+
+use std::sync::Arc;
+
+use mig_engine::Destination;
+use mig_ram::GuestMemory;
+use serde::{Deserialize, Serialize};
+
+use super::{Ready, cpu, guest::IdleGuest, meeting::listener, on_runtime, say};
+use crate::{
+    failure::Result,
+    memory::{checksum, guest_ram, whole},
+};
+
+/// Where to listen, and what for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DestinationRole {
+    pub(crate) listen: String,
+    pub(crate) ram_bytes: u64,
+    /// Memory is touched before it listens.
+    pub(crate) warm: bool,
+}
+
+/// What it measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DestinationResult {
+    /// Processor time of this process from listening to the end of the migration.
+    pub(crate) cpu_seconds: f64,
+    /// How pages were brought into place.
+    pub(crate) placement: Option<String>,
+    /// Of guest memory.
+    pub(crate) checksum: u64,
+}
+
+pub(super) fn live(role: &DestinationRole) -> Result<()> {
+    let memory = Arc::new(guest_ram(role.ram_bytes)?);
+    if role.warm {
+        for block in memory.set().as_slice() {
+            block.populate()?;
+        }
+    }
+    let mut destination =
+        Destination::new(Arc::clone(&memory) as Arc<dyn GuestMemory>, Box::new(IdleGuest));
+    let cpu_seconds = on_runtime(async {
+        let mut listener = listener(&role.listen).await?;
+        say(&Ready { address: listener.local_addresses().into_iter().next() })?;
+        let used = cpu();
+        destination.run(&mut *listener).await?;
+        Ok((cpu() - used).as_secs_f64())
+    })?;
+    let placement = destination.placement().map(|placement| {
+        let passed_over = placement.info().passed_over.iter().map(|over| format!("; {over}"));
+        format!("{}{}", placement.info().mechanism, passed_over.collect::<String>())
+    });
+    say(&DestinationResult { cpu_seconds, placement, checksum: checksum(&whole(&memory)) })
+}

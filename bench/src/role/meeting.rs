@@ -1,0 +1,28 @@
+//! Where ends meet: the backends a contest needs, by URI.
+
+use std::time::Duration;
+
+use mig_transport::{Address, Connector, Listener, MigrationAddress};
+use mig_transport_tcp::{TcpConnector, TcpListener, TcpOptions};
+use mig_transport_unix::{UnixConnector, UnixListener, UnixOptions};
+
+use crate::failure::Result;
+
+/// How long blocking sockets wait for the other end.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) fn connector(uri: &str) -> Result<Box<dyn Connector>> {
+    match MigrationAddress::parse(uri)?.into_address() {
+        Address::Inet(inet) => Ok(Box::new(TcpConnector::new(inet, TcpOptions::default()))),
+        Address::Unix(unix) => Ok(Box::new(UnixConnector::new(unix, UnixOptions::default()))),
+        other => Err(format!("no contest runs over {}", other.scheme()).into()),
+    }
+}
+
+pub(super) async fn listener(uri: &str) -> Result<Box<dyn Listener>> {
+    match MigrationAddress::parse(uri)?.into_address() {
+        Address::Inet(inet) => Ok(Box::new(TcpListener::bind(&inet, TcpOptions::default()).await?)),
+        Address::Unix(unix) => Ok(Box::new(UnixListener::bind(&unix, UnixOptions::default())?)),
+        other => Err(format!("no contest runs over {}", other.scheme()).into()),
+    }
+}

@@ -1,0 +1,94 @@
+//! One end of a migration: the source.
+
+use std::{sync::Arc, time::Instant};
+
+use mig_engine::{Capabilities, Parameters, Source};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Go, Pattern, Ready, cpu, guest::IdleGuest, hear, meeting::connector, on_runtime,
+    patterned::Patterned, say,
+};
+use crate::{
+    failure::Result,
+    memory::{checksum, fill, guest_ram, whole},
+};
+
+/// What to send, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SourceRole {
+    pub(crate) ram_bytes: u64,
+    pub(crate) pattern: Pattern,
+    pub(crate) return_path: bool,
+    pub(crate) max_bandwidth: u64,
+    pub(crate) downtime_limit_ms: u64,
+    pub(crate) seed: u64,
+}
+
+impl SourceRole {
+    /// An idle guest of so many bytes, everything at its default.
+    pub(crate) fn idle(ram_bytes: u64, seed: u64) -> Self {
+        let Parameters { max_bandwidth, downtime_limit, .. } = Parameters::default();
+        Self {
+            ram_bytes,
+            pattern: Pattern::Nothing,
+            return_path: true,
+            max_bandwidth,
+            downtime_limit_ms: downtime_limit,
+            seed,
+        }
+    }
+}
+
+/// What it measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SourceResult {
+    /// From the beginning of the connect to the destination's verdict.
+    pub(crate) seconds: f64,
+    /// Processor time of this process in between.
+    pub(crate) cpu_seconds: f64,
+    /// As the engine reports it.
+    pub(crate) downtime_ms: f64,
+    /// Bytes on the wire.
+    pub(crate) wire_bytes: u64,
+    /// Of those, the ones sent while the guest ran.
+    pub(crate) precopy_bytes: u64,
+    /// Whole pages sent.
+    pub(crate) normal_pages: u64,
+    /// Seconds and pages of the second pass, if there was one.
+    pub(crate) second_pass: Option<(f64, u64)>,
+    /// Of guest memory.
+    pub(crate) checksum: u64,
+}
+
+pub(super) fn live(role: &SourceRole) -> Result<()> {
+    let memory = Arc::new(Patterned::new(guest_ram(role.ram_bytes)?, role.pattern));
+    fill(&whole(memory.ram()), role.seed);
+    say(&Ready { address: None })?;
+    let go: Go = hear()?;
+    let connector = connector(&go.address)?;
+    let mut capabilities = Capabilities::default();
+    capabilities.return_path = role.return_path;
+    let mut parameters = Parameters::default();
+    parameters.max_bandwidth = role.max_bandwidth;
+    parameters.downtime_limit = role.downtime_limit_ms;
+    let mut source = Source::new(Arc::clone(&memory) as _, Box::new(IdleGuest))
+        .with_capabilities(capabilities)
+        .with_parameters(parameters);
+    let (outcome, seconds, cpu_seconds) = on_runtime(async {
+        let (begun, used) = (Instant::now(), cpu());
+        let outcome = source.run(&*connector).await?;
+        Ok((outcome, begun.elapsed().as_secs_f64(), (cpu() - used).as_secs_f64()))
+    })?;
+    let ram = &outcome.info.ram;
+    say(&SourceResult {
+        seconds,
+        cpu_seconds,
+        downtime_ms: outcome.info.downtime.unwrap_or(f64::NAN),
+        wire_bytes: ram.transferred,
+        precopy_bytes: ram.precopy_bytes,
+        normal_pages: ram.normal,
+        second_pass: memory.second_pass(),
+        checksum: checksum(&whole(memory.ram())),
+    })
+}
