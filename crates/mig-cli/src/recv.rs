@@ -155,9 +155,6 @@ pub(crate) fn inspect(
         let recorder = Recorder::new(options);
         let handle = recorder.handle();
         let progress = Talk::new(true, false).progress("reading", None);
-        for address in listener.local_addresses() {
-            talk.say(&format!("listening on {address}"));
-        }
         let work = recorder.run(&mut *listener, Box::new(Discard), Some(&mut collector));
         let limit = timeout.map(|limit| limit.0);
         supervise(talk, &handle, &mut signals, limit, progress, work).await.map(|_recorded| ())

@@ -36,6 +36,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// Caught so that a file that may grow no further is an error with a place, and not the end of the process.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -48,6 +50,7 @@ impl Signals {
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
+            _file_size: catch(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
         })
     }
 

@@ -84,7 +84,7 @@ pub fn connector(
         Address::Vsock(vsock) => {
             let options =
                 mig_transport_vsock::VsockOptions::with(|vsock| vsock.deadline = options.deadline);
-            Ok(Box::new(mig_transport_vsock::VsockConnector::new(vsock.clone(), options)))
+            Ok(Box::new(mig_transport_vsock::VsockConnector::new(*vsock, options)))
         }
         #[cfg(feature = "fd")]
         Address::Fd(fd) => {
@@ -132,7 +132,7 @@ pub async fn listener(
         #[cfg(feature = "vsock")]
         Address::Vsock(vsock) => {
             let options = mig_transport_vsock::VsockOptions::default();
-            Ok(Box::new(mig_transport_vsock::VsockListener::bind(vsock.clone(), options)?))
+            Ok(Box::new(mig_transport_vsock::VsockListener::bind(*vsock, options)?))
         }
         #[cfg(feature = "fd")]
         Address::Fd(fd) => {

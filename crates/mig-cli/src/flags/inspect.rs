@@ -14,7 +14,8 @@ Examples:
       mig inspect tcp:127.0.0.1:4444
       (qemu) migrate tcp:127.0.0.1:4444
 
-A stream that breaks the protocol is listed as far as it could be read; the exit code is then 3 and stderr names the byte.";
+A stream that breaks the protocol is listed as far as it could be read; the exit code is then 3
+and stderr names the byte.";
 
 /// Decode every record of a stream: header, sections, commands, pages, devices.
 #[derive(Debug, Args)]

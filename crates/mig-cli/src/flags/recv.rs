@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, Rate};
+use crate::flags::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,8 +18,9 @@ Examples:
   Only verify that a stream is sound, and throw it away:
       mig recv tcp:[::1]:4444
 
-The file appears under its name only when everything was received and is on the disk; only then is the source told
-that it may let go of its guest. It loads in a QEMU of the same machine type, by file: and by exec:cat.";
+The file appears under its name only when everything was received and is on the disk; only then
+is the source told that it may let go of its guest. It loads in a QEMU of the same machine type,
+by file: and by exec:cat.";
 
 /// Be a migration destination: keep everything received as one QEMU-loadable file.
 ///
@@ -45,14 +46,6 @@ pub(crate) struct RecvFlags {
     /// The source has the capability `switchover-ack` on: agree to its switchover
     #[arg(long)]
     pub(crate) switchover_ack: bool,
-
-    /// Refuse a stream whose CONFIGURATION names another UUID
-    #[arg(long, value_name = "UUID")]
-    pub(crate) uuid: Option<String>,
-
-    /// Read no faster than this; 0 is unlimited
-    #[arg(long, value_name = "RATE")]
-    pub(crate) max_bandwidth: Option<Rate>,
 
     /// Give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]

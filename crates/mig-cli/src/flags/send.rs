@@ -16,8 +16,9 @@ Examples:
   From a pipe, at a tenth of a gigabyte a second:
       zstdcat vm.mig.zst | mig send - tcp:otherhost:4444 --max-bandwidth 100MB/s
 
-Where the transport can carry answers (tcp, unix, vsock, socket fds), the destination is asked to confirm, and success is
-reported only after it did. Elsewhere (file, pipes, exec) the report says \"sent, not confirmed\".";
+Where the transport can carry answers (tcp, unix, vsock, socket fds), the destination is asked to
+confirm, and success is reported only after it did. Elsewhere (file, pipes, exec) the report says
+\"sent, not confirmed\".";
 
 /// Be a migration source: replay a saved file to any QEMU-compatible destination.
 #[derive(Debug, Args)]

@@ -54,7 +54,8 @@ impl From<io::Error> for Stopped {
 
 /// Runs the command.
 pub(crate) fn run(flags: &InspectFlags) -> Outcome {
-    let talk = Talk::new(flags.quiet, flags.json);
+    // stdout has the report alone, so nothing of it is told while it is made.
+    let talk = Talk::new(flags.quiet, false);
     let (report, outcome) = match Source::of(&flags.source)? {
         Source::Stdin => walk(io::stdin().lock(), "stdin", &StoredStream::default()),
         Source::File(path) => file(path)?,

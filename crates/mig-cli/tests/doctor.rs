@@ -1,0 +1,40 @@
+//! `mig doctor`: it is a report, so it always succeeds, and what it says can be read by scripts.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
+
+mod support;
+
+use serde_json::Value;
+use support::{assert_exit, mig, run};
+
+#[test]
+fn the_report_names_every_transport() {
+    let output = run(&mut mig(&["doctor", "--json"]));
+    assert_exit(&output, 0);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
+    let checks = report["checks"].as_array().unwrap();
+    for scheme in ["tcp (IPv4)", "tcp (IPv6)", "unix", "vsock", "fd (pipe)", "exec", "file", "rdma"]
+    {
+        assert!(checks.iter().any(|check| check["name"] == scheme), "{scheme}");
+    }
+    for check in checks {
+        let works = check["status"] == "works";
+        assert_eq!(works, check.get("remedy").is_none(), "{check}");
+        assert!(!check["detail"].as_str().unwrap().is_empty(), "{check}");
+    }
+    for certain in ["unix", "exec", "file", "fd (pipe)"] {
+        let check = checks.iter().find(|check| check["name"] == certain).unwrap();
+        assert_eq!(check["status"], "works", "{check}");
+    }
+}
+
+#[test]
+fn the_table_is_for_people() {
+    let output = run(&mut mig(&["doctor"]));
+    assert_exit(&output, 0);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("transports") && text.contains("guest memory") && text.contains("system")
+    );
+}
