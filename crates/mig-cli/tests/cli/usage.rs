@@ -1,10 +1,6 @@
 //! What is typed: help that teaches, wrong usage, wrong addresses.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
-
-mod support;
-
-use support::{Scratch, assert_exit, corpus, mig, run, stderr};
+use crate::support::{Scratch, assert_exit, corpus, mig, run, stderr};
 
 #[track_caller]
 fn help(arguments: &[&str]) -> String {

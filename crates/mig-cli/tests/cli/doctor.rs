@@ -1,11 +1,7 @@
 //! `mig doctor`: it is a report, so it always succeeds, and what it says can be read by scripts.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
-
-mod support;
-
+use crate::support::{assert_exit, mig, run};
 use serde_json::Value;
-use support::{assert_exit, mig, run};
 
 #[test]
 fn the_report_names_every_transport() {

@@ -1,7 +1,5 @@
 //! The binary, streams to feed it, and folders that go away.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
-
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -130,10 +128,6 @@ impl Scratch {
             std::env::temp_dir().join(format!("mig-cli-test-{}-{count}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
     }
 
     pub(crate) fn file(&self, name: &str) -> String {

@@ -1,9 +1,5 @@
 //! `mig send` into `mig recv` over every local transport: what was stored arrives as it was, and both ends say so.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
-
-mod support;
-
 use std::{
     fs::{self, File},
     io::Read,
@@ -11,7 +7,9 @@ use std::{
     process::Stdio,
 };
 
-use support::{Listening, MIG, Scratch, assert_exit, corpus, finish, last_json, mig, run, stderr};
+use crate::support::{
+    Listening, MIG, Scratch, assert_exit, corpus, finish, last_json, mig, run, stderr,
+};
 
 /// Over a listener: sends, and compares what was kept.
 #[track_caller]

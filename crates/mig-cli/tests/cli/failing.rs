@@ -1,9 +1,5 @@
 //! What goes wrong: exit codes by blame, errors that name the place, and nothing left that looks complete.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
-
-mod support;
-
 use std::{
     fs::{self, File},
     io::{Read, Write},
@@ -11,7 +7,7 @@ use std::{
     process::{Child, Command},
 };
 
-use support::{Listening, MIG, Scratch, assert_exit, corpus, last_json, mig, run, stderr};
+use crate::support::{Listening, MIG, Scratch, assert_exit, corpus, last_json, mig, run, stderr};
 
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
@@ -69,7 +65,7 @@ fn a_signal_ends_a_sender_and_its_command() {
         std::thread::yield_now();
     };
     signal(&send, "INT");
-    let output = support::finish(send);
+    let output = crate::support::finish(send);
     assert_exit(&output, 4);
     let alive = fs::read_to_string(format!("/proc/{pid}/stat"));
     assert!(alive.is_err() || alive.is_ok_and(|stat| stat.contains(") Z ")), "the command lives");
@@ -211,7 +207,7 @@ fn a_destination_that_gives_up_fails_the_send() {
     let mut head = [0; 10_000];
     destination.read_exact(&mut head).unwrap();
     destination.write_all(&[0, 1, 0, 4, 0, 0, 0, 1]).unwrap();
-    let output = support::finish(send);
+    let output = crate::support::finish(send);
     assert_exit(&output, 1);
     assert!(stderr(&output).contains("SHUT 1"), "{}", stderr(&output));
     assert_eq!(last_json(&output)["error"]["kind"], "peer-incompatible");

@@ -1,13 +1,9 @@
 //! `mig inspect`: the object that scripts rely on, and streams that are wrong.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
-
-mod support;
-
 use std::{fs::File, io::Write, net::TcpStream};
 
+use crate::support::{Listening, Scratch, assert_exit, corpus, mig, run, stderr};
 use serde_json::{Value, json};
-use support::{Listening, Scratch, assert_exit, corpus, mig, run, stderr};
 
 #[track_caller]
 fn object(arguments: &[&str], code: i32) -> Value {

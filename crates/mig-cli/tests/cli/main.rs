@@ -1,0 +1,10 @@
+//! The binary from outside: what users type and see. One program, so that the support is compiled once.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
+
+mod doctor;
+mod failing;
+mod inspect;
+mod support;
+mod transfer;
+mod usage;
