@@ -30,8 +30,8 @@ pub(super) struct Loader<'a> {
     state: Option<RunState>,
     /// What the source wants to hear.
     pub(super) asked: Vec<Ask>,
-    /// A HOOK record came: the transport's window is open.
-    pub(super) window: bool,
+    /// HOOK records that came: windows of the transport to be served.
+    pub(super) windows: u32,
 }
 
 /// A page whose bytes did not all come at once.
@@ -61,7 +61,7 @@ impl<'a> Loader<'a> {
             device: None,
             state: None,
             asked: Vec::new(),
-            window: false,
+            windows: 0,
         }
     }
 
@@ -96,7 +96,7 @@ impl<'a> Loader<'a> {
                 self.load(payload).map_err(|error| error.at(position))?
             }
             Event::Command(command) => self.obey(&command).map_err(|error| error.at(position))?,
-            Event::Hook(_) => self.window = true,
+            Event::Hook(_) => self.windows += 1,
             Event::Xbzrle { .. } => return Err(unsupported("XBZRLE", "xbzrle", position)),
             Event::CompressedPage { .. } => {
                 return Err(unsupported("compressed", "compress", position));

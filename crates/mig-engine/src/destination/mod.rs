@@ -21,9 +21,9 @@ use std::{
 };
 
 use mig_proto::{LocalMachine, Options, state::DestinationEvent};
-use mig_ram::{GuestMemory, PAGE_SIZE, Placement, PlacementOptions};
+use mig_ram::{GuestMemory, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement, PlacementOptions};
 use mig_stream::{Stream, StreamReader};
-use mig_transport::{Blame, Listener};
+use mig_transport::{Blame, Listener, RamHooks};
 
 use self::loader::Loader;
 use crate::{
@@ -174,12 +174,19 @@ impl Destination {
         let mut options = Options::default();
         options.local =
             Some(LocalMachine { uuid: self.uuid, ..LocalMachine::new(machine.as_bytes()) });
-        let mut loader =
-            Loader::new(&*self.memory, &mut *self.guest, self.placing, &shared.statistics);
+        let hooks = stream.take_ram_hooks();
+        let mut placing = self.placing;
+        if hooks.active() {
+            // The transport touches the memory behind the placement's back, and would wait for ever for a page that
+            // only the placement may bring.
+            placing.policy = PlacePolicy::Only(PlaceMechanism::Plain);
+        }
+        let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);
         let mut load = Load {
             stream: &mut stream,
             reader: &mut reader,
             answers,
+            hooks,
             walk: StreamWalk::new(options),
             shared,
         };
@@ -231,6 +238,7 @@ struct Load<'a> {
     stream: &'a mut Stream,
     reader: &'a mut StreamReader,
     answers: &'a mut Answers,
+    hooks: Box<dyn RamHooks>,
     walk: StreamWalk,
     shared: &'a Shared,
 }
@@ -239,7 +247,6 @@ impl Load<'_> {
     /// Reads the stream to its end.
     async fn all(&mut self, loader: &mut Loader<'_>) -> Result<()> {
         let counters = self.reader.counters();
-        let mut hooks = self.stream.take_ram_hooks();
         let mut registered = false;
         let mut end = InputEnd::Open;
         loop {
@@ -250,15 +257,7 @@ impl Load<'_> {
                 self.answers.ask(ask);
             }
             self.answers.give(self.stream).await?;
-            // A receiver without RDMA ignores the record (docs/wire/ram.md §1).
-            if std::mem::take(&mut loader.window) && hooks.active() {
-                if !std::mem::replace(&mut registered, true) {
-                    for block in loader.hook_blocks() {
-                        hooks.register_block(&block).await?;
-                    }
-                }
-                hooks.load_hook().await?;
-            }
+            self.serve_windows(loader, &mut registered).await?;
             if self.walk.is_complete() || walked.at_least == 0 {
                 return Ok(());
             }
@@ -267,6 +266,28 @@ impl Load<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// Lets the transport bring the pages of the windows that were opened.
+    async fn serve_windows(
+        &mut self,
+        loader: &mut Loader<'_>,
+        registered: &mut bool,
+    ) -> Result<()> {
+        let windows = std::mem::take(&mut loader.windows);
+        // A receiver without RDMA ignores the record (docs/wire/ram.md §1).
+        if windows == 0 || !self.hooks.active() {
+            return Ok(());
+        }
+        if !std::mem::replace(registered, true) {
+            for block in loader.hook_blocks() {
+                self.hooks.register_block(&block).await?;
+            }
+        }
+        for _ in 0..windows {
+            self.hooks.load_hook().await?;
+        }
+        Ok(())
     }
 
     /// Waits for bytes, for the end, or for a silence that the decoder may make sense of: where no VMDESCRIPTION comes,

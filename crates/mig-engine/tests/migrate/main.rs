@@ -1,0 +1,12 @@
+//! Source and destination against each other, over channels in memory and under paused time: who owns the guest when
+//! something goes wrong, what is said in which order, and what a transport with hooks is asked for.
+
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod arrival;
+mod cancelled;
+mod cut;
+mod hooks;
+mod strangers;
+mod support;
+mod verdicts;

@@ -1,0 +1,75 @@
+//! A listener survives whoever else connects.
+
+use std::time::Duration;
+
+use mig_testkit::{memory_pair, stream_channel};
+use mig_transport::{Blame, Capabilities, Channel, ChannelParts};
+use tokio::io::AsyncWriteExt;
+
+use crate::support::{Arriving, Half, Pair, Ready, check};
+
+/// A connection as a listening socket would give it, and the other end as a stranger holds it.
+fn connection() -> (Channel, tokio::io::DuplexStream) {
+    let (near, far) = tokio::io::duplex(4096);
+    let (reader, writer) = tokio::io::split(near);
+    let mut inner = stream_channel(Some(reader), Some(writer), Default::default());
+    let parts = ChannelParts {
+        receive: Some(Box::new(Half(inner.take_receiver().unwrap()))),
+        send: Some(Box::new(Half(inner.take_sender().unwrap()))),
+        capabilities: Capabilities::socket(),
+        ..ChannelParts::default()
+    };
+    (Channel::new(parts), far)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_right_source_gets_in_past_silence_and_garbage() {
+    let mut pair = Pair::new();
+    let (silent, _silent_end) = connection();
+    let (garbage, mut garbage_end) = connection();
+    let (gone, gone_end) = connection();
+    drop(gone_end);
+    garbage_end.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut listener = Arriving::new([silent, garbage, gone]);
+    let door = listener.door();
+    let (out, into) = memory_pair(8 * 1024);
+    let connector = Ready::new(out);
+    let source = async {
+        // While the silent one still has its time.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        door.send(into).unwrap();
+        pair.source.run(&connector).await
+    };
+    let begun = tokio::time::Instant::now();
+    let (sent, received) = tokio::join!(source, pair.destination.run(&mut listener));
+    sent.unwrap();
+    received.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(9), "nobody waited for the silent one");
+    check(&pair.destination_ram);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stranger_is_dropped_by_its_deadline() {
+    let mut pair = Pair::new();
+    let (silent, mut silent_end) = connection();
+    let mut listener = Arriving::new([silent]);
+    let handle = pair.destination.handle();
+    let begun = tokio::time::Instant::now();
+    let stranger = async {
+        let mut nothing = [0; 1];
+        let end = tokio::io::AsyncReadExt::read(&mut silent_end, &mut nothing).await;
+        assert_eq!(end.unwrap(), 0, "hung up on");
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        handle.cancel();
+    };
+    let (received, ()) = tokio::join!(pair.destination.run(&mut listener), stranger);
+    assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_coming_is_a_deadline() {
+    let mut pair = Pair::new();
+    let error = pair.destination.run(&mut Arriving::new([])).await.unwrap_err();
+    assert_eq!(error.blame(), Blame::Deadline);
+    assert!(error.to_string().contains("waiting for a source"), "{error}");
+}

@@ -1,0 +1,141 @@
+//! What the destination says, or does not say, decides who owns the guest.
+
+use std::time::Duration;
+
+use mig_engine::Owner;
+use mig_proto::state::MigrationStatus;
+use mig_transport::Blame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Diary, Pair, Ready, TestGuest, channels, one_way};
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_does_not_fit_leaves_the_guest_with_its_source() {
+    let diary = Diary::default();
+    let mut pair =
+        Pair::with_destination_guest(TestGuest { refuses: Some("disk"), ..TestGuest::new(&diary) });
+    let (out, into) = channels();
+    let (sent, received) = pair.run(out, into).await;
+    let (sent, received) = (sent.unwrap_err(), received.unwrap_err());
+    assert_eq!(received.blame(), Blame::PeerIncompatible);
+    assert!(received.to_string().contains("device disk"), "{received}");
+    assert!(
+        std::error::Error::source(&received).is_some_and(|c| c.to_string() == "it does not fit")
+    );
+    assert!(received.position().is_some());
+    assert_eq!(sent.blame(), Blame::PeerIncompatible);
+    assert!(sent.to_string().contains("SHUT 1"), "{sent}");
+    assert_eq!(sent.owner(), Owner::Source);
+    assert!(pair.source_diary.runs());
+    assert!(!pair.destination_diary.runs());
+    assert_eq!(pair.source.handle().status(), MigrationStatus::Failed);
+    assert!(pair.source.handle().info().error_desc.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_machine_type_is_refused_before_any_page() {
+    let diary = Diary::default();
+    let mut pair =
+        Pair::with_destination_guest(TestGuest { machine: "other-2.0", ..TestGuest::new(&diary) });
+    let (out, into) = channels();
+    let (sent, received) = pair.run(out, into).await;
+    let received = received.unwrap_err();
+    assert_eq!(received.blame(), Blame::PeerIncompatible);
+    assert_eq!(received.position().map(|at| at < 64), Some(true));
+    assert_eq!(sent.unwrap_err().owner(), Owner::Source);
+    assert_eq!(pair.source_diary.entries(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_return_path_that_cannot_be_is_refused_before_a_byte_is_sent() {
+    let mut pair = Pair::new();
+    let (mut far, near) = tokio::io::duplex(1 << 20);
+    let channel = mig_testkit::stream_channel(
+        None::<tokio::io::Empty>,
+        Some(near),
+        mig_transport::Endpoint { transport: "one-way", ..Default::default() },
+    );
+    let error = pair.source.run(&Ready::new(channel)).await.unwrap_err();
+    assert_eq!(error.blame(), Blame::Misuse);
+    assert!(error.to_string().contains("return path"), "{error}");
+    let mut sent = Vec::new();
+    far.read_to_end(&mut sent).await.unwrap();
+    assert_eq!(sent, b"");
+}
+
+/// A destination that reads everything and then does as it is told.
+async fn sent_to(answer: Option<&[u8]>, hang_up: bool) -> (mig_engine::Error, Diary) {
+    let mut pair = Pair::new();
+    let (far, near) = tokio::io::duplex(1 << 20);
+    let (reader, writer) = tokio::io::split(near);
+    let endpoint = mig_transport::Endpoint { transport: "memory", ..Default::default() };
+    let channel = mig_testkit::stream_channel(Some(reader), Some(writer), endpoint);
+    let connector = Ready::new(channel);
+    let destination = async {
+        let (mut reader, mut writer) = tokio::io::split(far);
+        let mut all = Vec::new();
+        let mut buffer = vec![0; 65536];
+        // The description is the last thing in the stream, and nothing else in it ends like this.
+        while !all.ends_with(b"}]}]}") {
+            let got = reader.read(&mut buffer).await.unwrap();
+            assert!(got > 0, "the source waits for a verdict before it hangs up");
+            all.extend_from_slice(&buffer[..got]);
+        }
+        if let Some(answer) = answer {
+            writer.write_all(answer).await.unwrap();
+        }
+        if hang_up {
+            writer.shutdown().await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    };
+    let error = tokio::select! {
+        outcome = pair.source.run(&connector) => outcome.unwrap_err(),
+        () = destination => unreachable!(),
+    };
+    (error, pair.source_diary.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_after_everything_was_sent_leaves_the_owner_unknown() {
+    let begun = tokio::time::Instant::now();
+    let (error, diary) = sent_to(None, false).await;
+    assert_eq!(error.blame(), Blame::Deadline);
+    assert_eq!(error.owner(), Owner::Unknown);
+    assert!(begun.elapsed() >= Duration::from_secs(60));
+    assert!(!diary.runs(), "a guest that may run elsewhere must not run here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orderly_end_without_a_verdict_means_no() {
+    let (error, diary) = sent_to(None, true).await;
+    assert_eq!(error.owner(), Owner::Source);
+    assert!(diary.runs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_said_last_means_no() {
+    let (error, diary) = sent_to(Some(&[0, 1, 0, 4, 0, 0, 0, 7]), false).await;
+    assert_eq!(error.owner(), Owner::Source);
+    assert!(error.to_string().contains("SHUT 7"), "{error}");
+    assert!(diary.runs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_on_the_return_path_is_the_destinations_fault_and_decides_nothing() {
+    let (error, diary) = sent_to(Some(&[0, 99, 0, 0]), false).await;
+    assert_eq!(error.blame(), Blame::PeerMisbehaved);
+    assert_eq!(error.owner(), Owner::Unknown);
+    assert!(!diary.runs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_for_another_guest_refuses_by_uuid() {
+    let mut pair = Pair::new();
+    pair.source = pair.source.with_uuid([1; 16]).with_capabilities(one_way());
+    pair.destination = pair.destination.with_uuid([2; 16]);
+    let (out, into) = channels();
+    let (sent, received) = pair.run(out, into).await;
+    assert_eq!(received.unwrap_err().blame(), Blame::PeerIncompatible);
+    assert_eq!(sent.unwrap_err().owner(), Owner::Source);
+}
