@@ -167,6 +167,10 @@ impl Connector for ExecConnector {
     async fn connect(&self) -> Result<Channel> {
         self.0.start(Role::Source)
     }
+
+    fn is_two_way(&self) -> Option<bool> {
+        Some(self.0.options.return_path)
+    }
 }
 
 /// The destination's side of `exec:`: reads from the command.

@@ -111,6 +111,10 @@ impl Connector for FileConnector {
         let send = self.0.started(half)?;
         Ok(self.0.channel(ChannelParts { send: Some(Box::new(send)), ..ChannelParts::default() }))
     }
+
+    fn is_two_way(&self) -> Option<bool> {
+        Some(false)
+    }
 }
 
 /// The destination's side of `file:`: reads from the offset to the end.

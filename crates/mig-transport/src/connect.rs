@@ -17,6 +17,12 @@ pub trait Connector: Send + Sync {
     /// Dropping the future abandons the attempt; nothing stays open. A name lookup that the system does not let
     /// itself be interrupted ends behind the caller's back.
     async fn connect(&self) -> Result<Channel>;
+
+    /// Whether its channels carry bytes both ways; `None` where only connecting can tell. A return path that cannot be
+    /// is refused by this before anything is opened, run or cut to length.
+    fn is_two_way(&self) -> Option<bool> {
+        None
+    }
 }
 
 /// Waits for channels at one address. What comes is raw: whoever accepts classifies a channel by its first bytes.

@@ -6,7 +6,7 @@ use mig_proto::{
     Options, UnknownIterables,
     state::{MigrationStatus, SourceEvent},
 };
-use mig_stream::{IdleClock, Stream, StreamOptions, StreamWriter, within};
+use mig_stream::{IdleClock, Stream, StreamWriter, within};
 use mig_transport::{Blame, Connector};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         cutter::{Cutter, Part},
         input::InputReader,
     },
-    source::{ReturnPath, Verdict},
+    source::{ReturnPath, Verdict, connect},
     statistics::MigrationInfo,
 };
 
@@ -181,12 +181,9 @@ impl Replayer {
         shared: &Shared,
         connector: &dyn Connector,
     ) -> Result<(Stream, StreamWriter, Option<ReturnPath>)> {
-        let channel = connector.connect().await?;
-        let mut options = StreamOptions::default().limiter(Arc::clone(&shared.limiter));
-        if let Some(idle) = self.options.deadlines.idle {
-            options = options.idle(IdleClock::new(idle));
-        }
-        let mut stream = Stream::open(channel, options);
+        let idle = self.options.deadlines.idle.map(IdleClock::new);
+        let asked = self.options.return_path == ReturnPathWish::Always;
+        let mut stream = connect(connector, asked, &shared.limiter, idle.as_ref()).await?;
         let capabilities = stream.capabilities();
         let wanted = match self.options.return_path {
             ReturnPathWish::Always => true,

@@ -33,7 +33,7 @@ use mig_proto::{
     state::{MigrationStatus, SourceEvent},
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
-use mig_stream::{IdleClock, Stream, StreamOptions, StreamWriter};
+use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
 use mig_transport::{Connector, RamHooks, WindowReason};
 
 pub(crate) use self::return_path::{ReturnPath, Verdict};
@@ -233,14 +233,11 @@ impl Source {
         progress: &Progress,
     ) -> Result<bool> {
         let mut ram = RamSource::new(Arc::clone(&self.memory))?;
-        let channel = connector.connect().await?;
-        let name = channel.endpoint().to_string();
-        let mut options = StreamOptions::default().limiter(Arc::clone(&shared.limiter));
         let idle = self.deadlines.idle.map(IdleClock::new);
-        if let Some(idle) = &idle {
-            options = options.idle(Arc::clone(idle));
-        }
-        let mut stream = Stream::open(channel, options);
+        let mut stream =
+            connect(connector, self.capabilities.return_path, &shared.limiter, idle.as_ref())
+                .await?;
+        let name = stream.endpoint().to_string();
         let mut back = match self.capabilities.return_path {
             true => Some(ReturnPath::new(
                 stream.return_reader()?,
@@ -307,6 +304,26 @@ impl Source {
             })
             .collect()
     }
+}
+
+/// Opens the main channel. A return path that cannot be is refused before anything happens.
+pub(crate) async fn connect(
+    connector: &dyn Connector,
+    return_path: bool,
+    limiter: &Arc<RateLimiter>,
+    idle: Option<&Arc<IdleClock>>,
+) -> Result<Stream> {
+    if return_path && connector.is_two_way() == Some(false) {
+        return Err(Error::misuse(
+            "a return path was asked for, and this transport carries bytes one way only: use tcp:, unix: or vsock:, or \
+             migrate without return path",
+        ));
+    }
+    let mut options = StreamOptions::default().limiter(Arc::clone(limiter));
+    if let Some(idle) = idle {
+        options = options.idle(Arc::clone(idle));
+    }
+    Ok(Stream::open(connector.connect().await?, options))
 }
 
 /// Sends and listens at once, so that a destination that gives up is heard at once.
