@@ -23,3 +23,8 @@ pub use mig_transport as transport;
 #[cfg(feature = "file")]
 pub use crate::file_sink::file_sink;
 pub use crate::transports::{ConnectOptions, ListenOptions, connector, listener};
+
+/// The README's example compiles.
+#[cfg(all(doctest, feature = "bench"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
