@@ -392,7 +392,7 @@ impl StreamWriter {
         };
         if let Some(limiter) = &self.limiter {
             match permit {
-                Permit::Paced(grant) => limiter.give_back(grant, allowed - sent),
+                Permit::Paced(grant) => limiter.give_back(grant, allowed.saturating_sub(sent)),
                 Permit::Urgent(_) => limiter.charge_urgent(sent),
                 Permit::Free(_) => {}
             }

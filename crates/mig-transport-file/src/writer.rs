@@ -6,9 +6,10 @@
 //!   poll_shutdown ─▶ sync ─────▶┘
 //! ```
 //!
-//! A gather list is taken over whole: the kernel copies each page once, from guest memory to the page cache. That happens
-//! after `poll_send` returned, so a page may hold a later state of the guest than when it was queued; whoever wrote it
-//! has marked it dirty again. A flush waits until everything queued is written.
+//! A gather list that may leave at once is taken over whole: the kernel copies each page once, from guest memory to the
+//! page cache. (One that is paced is copied into the buffer, piece by piece.) That happens after `poll_send` returned, so
+//! a page may hold a later state of the guest than when it was queued; whoever wrote it has marked it dirty again. A flush
+//! waits until everything queued is written.
 
 use std::{
     collections::VecDeque,
@@ -206,8 +207,9 @@ impl SendHalf for FileSendHalf {
         cx: &mut Context<'_>,
         gather: &mut Gather,
     ) -> Poll<io::Result<usize>> {
-        let len = gather.remaining();
-        if len < SMALL_GATHER_BYTES {
+        let len = gather.sendable();
+        // A list that may go only in part is copied too: its rest stays with the caller.
+        if len < SMALL_GATHER_BYTES || len < gather.remaining() {
             let room = ready!(self.poll_buffer(cx))?;
             let n = room.min(len);
             let end = self.buffer.len();
@@ -220,6 +222,8 @@ impl SendHalf for FileSendHalf {
         let mut state = ready!(self.poll_room(cx))?;
         let fresh = state.spare_lists.pop().unwrap_or_default();
         drop(state);
+        // All of it may go, which is the caller's last word on it.
+        gather.set_allowance(None);
         self.push(Job::Pages(std::mem::replace(gather, fresh)));
         Poll::Ready(Ok(len))
     }

@@ -14,6 +14,10 @@ const STREAM_BYTES: usize = 3 * 1024 * 1024 + 4321;
 const PAGE: usize = 4096;
 const PAGES: usize = 2048;
 const HEAD: usize = 8;
+/// Nothing bounds what leaves.
+pub(super) const UNPACED: &[usize] = &[];
+/// Less than a head, than a page, than what a backend takes for small, and much.
+pub(super) const PACED: &[usize] = &[3, 500, 5_000, 70_000, 300_000];
 
 pub(super) fn take_both(channel: &mut Channel) -> (Receiver, Sender) {
     (take_receiver(channel), take_sender(channel))
@@ -90,26 +94,28 @@ pub(super) async fn read_pattern(receiver: &mut Receiver, seed: u64) {
 }
 
 /// Heads and pages as a migration sends them, twice through a list that starts in the middle of a region.
-pub(super) async fn pages((mut writing, mut reading): (Channel, Channel)) {
+pub(super) async fn pages((mut writing, mut reading): (Channel, Channel), allowances: &[usize]) {
     let (mut sender, mut receiver) = (take_sender(&mut writing), take_receiver(&mut reading));
     tokio::join!(
         async {
-            send_pages(&mut sender).await;
+            send_pages(&mut sender, allowances).await;
             drop(sender);
         },
         receive_pages(&mut receiver)
     );
 }
 
-pub(super) async fn send_pages(sender: &mut Sender) {
+/// Lets the whole list go, or, as whoever paces a channel does, so many bytes at a time, in turn.
+pub(super) async fn send_pages(sender: &mut Sender, allowances: &[usize]) {
     let source: Arc<dyn Region> = VecRegion::zeroed((PAGES + 1) * PAGE);
     pattern::fill(&RegionSlice::whole(Arc::clone(&source)), SEED);
     let mut gather = Gather::new();
     let sent = poll_fn(|cx| sender.poll_send(cx, &mut gather)).await;
     assert_eq!(sent.expect("an empty list is sent at once"), 0);
+    let mut paces = allowances.iter().copied().cycle();
     for page in 0..PAGES {
         if !gather.has_room(HEAD) {
-            send_all(sender, &mut gather).await.expect("the peer is reading");
+            send_list(sender, &mut gather, &mut paces).await;
             gather.clear();
         }
         gather.push_head(&(page as u64).to_be_bytes()).expect("there is room");
@@ -119,8 +125,27 @@ pub(super) async fn send_pages(sender: &mut Sender) {
             .expect("the page is in the region")
             .expect("there is room");
     }
-    send_all(sender, &mut gather).await.expect("the peer is reading");
+    send_list(sender, &mut gather, &mut paces).await;
     sender.flush().await.expect("the peer is reading");
+}
+
+async fn send_list(
+    sender: &mut Sender,
+    gather: &mut Gather,
+    paces: &mut impl Iterator<Item = usize>,
+) {
+    while let (false, Some(allowance)) = (gather.is_empty(), paces.next()) {
+        let before = gather.remaining();
+        gather.set_allowance(Some(allowance));
+        let sent = poll_fn(|cx| sender.poll_send(cx, gather)).await.expect("the peer is reading");
+        assert!(
+            (1..=allowance).contains(&sent),
+            "{sent} bytes sent of an allowance of {allowance}"
+        );
+        assert_eq!(gather.remaining(), before - sent, "poll_send advances by what it answers");
+    }
+    gather.set_allowance(None);
+    send_all(sender, gather).await.expect("the peer is reading");
 }
 
 pub(super) async fn receive_pages(receiver: &mut Receiver) {

@@ -21,6 +21,8 @@ use std::{
 use mig_transport::{Channel, Gather, Receiver, RegionSlice, Sender};
 use tokio::sync::oneshot;
 
+use self::checks::{PACED, UNPACED};
+
 /// Much longer than any promise takes: hitting it means that something waits for ever.
 const HANG_GUARD: Duration = Duration::from_secs(60);
 
@@ -36,7 +38,8 @@ where
     let pair = async || guard("connecting", make()).await;
     guard("honest capabilities", checks::honest_both_ways(pair().await)).await;
     guard("bytes both ways, in order", checks::bytes_both_ways(pair().await)).await;
-    guard("pages from and into regions", checks::pages(pair().await)).await;
+    guard("pages from and into regions", checks::pages(pair().await, UNPACED)).await;
+    guard("no more leaves than is allowed", checks::pages(pair().await, PACED)).await;
     guard("nothing lost by a dropped read", checks::dropped_read(pair().await)).await;
     guard("half-close", checks::half_close(pair().await)).await;
     guard("orderly end", checks::orderly_end(pair().await)).await;
@@ -61,7 +64,8 @@ where
     let pair = async || guard("opening", make()).await;
     guard("honest capabilities", checks::honest_one_way(pair().await)).await;
     guard("bytes in order", checks::bytes_one_way(pair().await)).await;
-    guard("pages from and into regions", checks::pages(pair().await)).await;
+    guard("pages from and into regions", checks::pages(pair().await, UNPACED)).await;
+    guard("no more leaves than is allowed", checks::pages(pair().await, PACED)).await;
     guard("nothing lost by a dropped read", checks::dropped_read(pair().await)).await;
     guard("orderly end", checks::orderly_end(pair().await)).await;
     let (writing, reading) = pair().await;
@@ -83,7 +87,9 @@ where
 {
     let pair = async || guard("opening", make()).await;
     let (writing, reading) = pair().await;
-    guard("pages from and into regions", storage::pages(writing, reading)).await;
+    guard("pages from and into regions", storage::pages(writing, reading, UNPACED)).await;
+    let (writing, reading) = pair().await;
+    guard("no more leaves than is allowed", storage::pages(writing, reading, PACED)).await;
     let (writing, reading) = pair().await;
     guard("small writes", storage::small_writes(writing, reading)).await;
     guard("shutdown is for good", stops::writer_is_for_good(pair().await.0)).await;

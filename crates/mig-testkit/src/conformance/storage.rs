@@ -11,10 +11,10 @@ use super::{
     },
 };
 
-pub(super) async fn pages(mut writing: Channel, reading: LaterChannel) {
+pub(super) async fn pages(mut writing: Channel, reading: LaterChannel, allowances: &[usize]) {
     assert!(writing.capabilities().storage, "it says what it is: {writing:?}");
     let mut sender = take_sender(&mut writing);
-    send_pages(&mut sender).await;
+    send_pages(&mut sender, allowances).await;
     sender.shutdown().await.expect("storage has room");
     let mut reading = reading.await;
     receive_pages(&mut take_receiver(&mut reading)).await;
