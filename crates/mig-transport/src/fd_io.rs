@@ -19,14 +19,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use libc::MSG_NOSIGNAL;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
 use crate::{
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, SendHalf},
-    gather::{Gather, receive_from},
+    gather::{Gather, moved, receive_from},
     region::RegionSlice,
     shutdown::ForceShutdown,
+    sigpipe::without_sigpipe,
 };
 
 /// What kind of descriptor this is: it decides how to send without a signal and how to end one direction.
@@ -243,8 +245,8 @@ impl AsyncRead for FdReceiveHalf {
             // SAFETY: the kernel writes only initialised bytes; none is marked filled before it was written.
             let spare = unsafe { buffer.unfilled_mut() };
             // SAFETY: `spare` is writable memory of that length, exclusively ours during the call.
-            let got = unsafe { libc::read(io.raw(), spare.as_mut_ptr().cast(), spare.len()) };
-            let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+            let got =
+                moved(unsafe { libc::read(io.raw(), spare.as_mut_ptr().cast(), spare.len()) })?;
             // SAFETY: the kernel has just written `got` bytes there.
             unsafe { buffer.assume_init(got) };
             buffer.advance(got);
@@ -302,13 +304,14 @@ impl AsyncWrite for FdSendHalf {
         let io = self.io()?;
         io.poll_io(cx, Interest::WRITABLE, || {
             let (start, len) = (bytes.as_ptr().cast(), bytes.len());
-            let sent = match io.kind {
+            match io.kind {
                 // SAFETY: `bytes` is readable for its length during the call.
-                FdKind::Socket => unsafe { libc::send(io.raw(), start, len, libc::MSG_NOSIGNAL) },
-                // SAFETY: as above.
-                FdKind::Pipe => unsafe { libc::write(io.raw(), start, len) },
-            };
-            usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+                FdKind::Socket => moved(unsafe { libc::send(io.raw(), start, len, MSG_NOSIGNAL) }),
+                FdKind::Pipe => {
+                    // SAFETY: as above.
+                    without_sigpipe(|| moved(unsafe { libc::write(io.raw(), start, len) }))
+                }
+            }
         })
     }
 

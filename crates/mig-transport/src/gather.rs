@@ -21,7 +21,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::region::{OutOfRegion, Region, RegionSlice};
+use crate::{
+    region::{OutOfRegion, Region, RegionSlice},
+    sigpipe::without_sigpipe,
+};
 
 /// The list has no room for another part: send it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -235,8 +238,7 @@ impl Gather {
             libc::off64_t::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
         self.with_iovecs(|iov, count| {
             // SAFETY: `with_iovecs` vouches for the entries; the kernel only reads what they describe.
-            let sent = unsafe { libc::pwritev64(file.as_raw_fd(), iov, count as _, position) };
-            usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+            moved(unsafe { libc::pwritev64(file.as_raw_fd(), iov, count as _, position) })
         })
     }
 
@@ -296,30 +298,34 @@ unsafe fn raw_send(
     iov: *const libc::iovec,
     count: usize,
 ) -> io::Result<usize> {
-    let sent = if socket {
-        // SAFETY: all zeroes is a valid msghdr.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = iov.cast_mut();
-        message.msg_iovlen = count as _;
-        // SAFETY: per the caller; MSG_NOSIGNAL because a library must not kill its host with SIGPIPE.
-        unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL) }
-    } else {
+    if !socket {
         // SAFETY: per the caller.
-        unsafe { libc::writev(fd, iov, count as libc::c_int) }
-    };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        return without_sigpipe(|| moved(unsafe { libc::writev(fd, iov, count as libc::c_int) }));
+    }
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.cast_mut();
+    message.msg_iovlen = count as _;
+    // SAFETY: per the caller; MSG_NOSIGNAL because a library must not kill its host with SIGPIPE.
+    moved(unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL) })
+}
+
+/// What a reading or writing system call answered.
+pub(crate) fn moved(answer: isize) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
 /// One scattered read into regions on a non-blocking descriptor.
 pub(crate) fn receive_from(fd: RawFd, into: &[RegionSlice]) -> io::Result<usize> {
     let mut iov = [const { MaybeUninit::<libc::iovec>::uninit() }; Gather::MAX_PARTS];
-    let count = into.len().min(iov.len());
-    for (slot, slice) in iov.iter_mut().zip(into) {
+    let mut count = 0;
+    // Empty parts take no room: a full list of them before a real one would read like the end.
+    for (slot, slice) in iov.iter_mut().zip(into.iter().filter(|slice| !slice.is_empty())) {
         slot.write(libc::iovec { iov_base: slice.as_ptr().as_ptr().cast(), iov_len: slice.len() });
+        count += 1;
     }
     // SAFETY: `count` entries were written; each describes mapped, writable memory that the slices keep alive.
-    let got = unsafe { libc::readv(fd, iov.as_ptr().cast(), count as libc::c_int) };
-    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    moved(unsafe { libc::readv(fd, iov.as_ptr().cast(), count as libc::c_int) })
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod gather;
 mod hooks;
 mod region;
 mod shutdown;
+mod sigpipe;
 
 pub use crate::{
     accept::AcceptFailure,
