@@ -12,6 +12,7 @@
 //! and who owns the guest.
 
 mod accept;
+mod answers;
 mod blockers;
 mod destination;
 mod error;
@@ -22,6 +23,7 @@ mod record;
 mod replay;
 mod source;
 mod statistics;
+mod walk;
 
 pub use crate::{
     accept::MAX_CANDIDATES,
@@ -35,4 +37,5 @@ pub use crate::{
     replay::*,
     source::{Outcome, Source},
     statistics::{MigrationInfo, RamStatistics},
+    walk::{InputEnd, Piece, StreamWalk, Walked},
 };

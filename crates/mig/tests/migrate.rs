@@ -8,7 +8,7 @@ use mig::{
 
 fn plan(transport: &str, memory: Memory) -> RunPlan {
     RunPlan {
-        transport: transport.parse().unwrap(),
+        transport: transport.parse().expect("a transport that can be benchmarked"),
         ram_bytes: 32 << 20,
         workload: Workload {
             dirty_rate: 100 << 20,

@@ -1,6 +1,6 @@
 //! The table of a benchmark.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use indicatif::BinaryBytes;
 use mig::bench::{BenchReport, RunReport, RunStatus};
 
@@ -36,15 +36,15 @@ fn word(status: RunStatus) -> &'static str {
 /// The whole table, a row a run.
 pub(super) fn render(report: &BenchReport) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
     table.set_header([
         "transport",
         "throughput",
         "seconds",
-        "source CPU s/GiB",
-        "destination CPU s/GiB",
+        "CPU s/GiB\nsource",
+        "\ndestination",
         "rounds",
-        "downtime / goal ms",
+        "downtime\nof goal ms",
         "memory",
     ]);
     for index in 1..7 {
@@ -57,7 +57,7 @@ pub(super) fn render(report: &BenchReport) -> String {
             table.add_row(row(run));
         }
     }
-    let mut text = table.to_string();
+    let mut text = table.trim_fmt();
     for run in report.runs.iter().filter(|run| run.status != RunStatus::Completed) {
         text.push('\n');
         text.push_str(&line(run));
@@ -73,10 +73,10 @@ fn row(run: &RunReport) -> [String; 8] {
         format!("{:.2}", run.source_cpu_per_gib()),
         format!("{:.2}", run.destination_cpu_per_gib()),
         run.rounds.to_string(),
-        format!("{:.1} / {}", run.downtime_ms, run.downtime_limit_ms),
+        format!("{:.1} of {}", run.downtime_ms, run.downtime_limit_ms),
         match (run.verified, run.confirmed) {
             (true, true) => "verified".into(),
-            (true, false) => "verified, not confirmed".into(),
+            (true, false) => "verified, unconfirmed".into(),
             (false, _) => "not verified".into(),
         },
     ]

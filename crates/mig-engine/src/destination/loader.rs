@@ -10,10 +10,11 @@ use mig_ram::{GuestMemory, PAGE_SIZE, Placement, PlacementOptions, Placer};
 use mig_transport::RamBlockInfo;
 
 use crate::{
+    answers::Ask,
     error::{Error, Result},
     guest::{DeviceSection, Guest},
-    record::{Ask, Piece},
     statistics::Statistics,
+    walk::Piece,
 };
 
 /// Lands pages and loads devices.

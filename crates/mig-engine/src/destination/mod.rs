@@ -28,12 +28,13 @@ use mig_transport::{Blame, Listener, RamHooks};
 use self::loader::Loader;
 use crate::{
     accept::accept_main,
+    answers::{Answers, drain},
     error::{Error, Owner, Result},
     guest::Guest,
     handle::{MigrationHandle, Shared},
     parameters::{Deadlines, Parameters},
-    record::{Answers, InputEnd, StreamWalk, drain},
     source::Outcome,
+    walk::{InputEnd, StreamWalk},
 };
 
 /// Silence after which the decoder is asked whether the stream may have ended (docs/wire/stream.md §5).

@@ -11,16 +11,10 @@
 use mig_proto::{BlockEntry, Command, Event, RamWord, encode};
 
 use crate::{
+    answers::Ask,
     error::{Error, Result},
-    record::walk::Piece,
+    walk::Piece,
 };
-
-/// What the source wants to hear, found while deciding what to keep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
-    OpenReturnPath,
-    Pong(u32),
-}
 
 /// Decides piece by piece. Holds back at most a block list.
 #[derive(Debug, Default)]

@@ -11,21 +11,14 @@
 //! failure, on cancel and on every deadline the sink is dropped uncommitted and the source hears SHUT 1 where there is a
 //! way back: the guest stays with it.
 
-mod answers;
 mod counts;
 mod keeper;
 mod recorder;
 mod sink;
-mod walk;
 mod writer;
 
-pub(crate) use self::{
-    answers::{Answers, drain},
-    keeper::Ask,
-};
 pub use self::{
     counts::PageCounts,
     recorder::{EventObserver, RecordOptions, Recorded, Recorder},
     sink::{Discard, StreamSink, WriteSink},
-    walk::{InputEnd, Piece, StreamWalk, Walked},
 };

@@ -8,18 +8,13 @@ use mig_transport::{Blame, Listener};
 
 use crate::{
     accept::accept_main,
+    answers::{Answers, drain},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
     parameters::{Deadlines, Parameters},
-    record::{
-        answers::{Answers, drain},
-        counts::PageCounts,
-        keeper::Keeper,
-        sink::StreamSink,
-        walk::{InputEnd, Piece, StreamWalk},
-        writer::SinkWriter,
-    },
+    record::{counts::PageCounts, keeper::Keeper, sink::StreamSink, writer::SinkWriter},
     statistics::MigrationInfo,
+    walk::{InputEnd, Piece, StreamWalk},
 };
 
 /// Silence after which the decoder is told so. Only a stream without VMDESCRIPTION needs it, and only to find its end.
@@ -76,7 +71,8 @@ pub struct Recorded {
     pub info: MigrationInfo,
 }
 
-/// A destination that keeps the stream instead of loading it. See the [module](super).
+/// A destination that keeps the stream instead of loading it. What it keeps is one plain stream that QEMU loads; it gets
+/// its name only when it is complete and durable, and only then the source hears SHUT 0.
 #[derive(Debug)]
 pub struct Recorder {
     options: RecordOptions,

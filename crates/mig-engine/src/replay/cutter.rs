@@ -6,7 +6,8 @@ use mig_proto::{Command, Event, encode};
 
 use crate::{
     error::{Error, Result},
-    record::{PageCounts, Piece},
+    record::PageCounts,
+    walk::Piece,
 };
 
 /// Collects what to send of one buffer.

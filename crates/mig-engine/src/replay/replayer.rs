@@ -13,13 +13,14 @@ use crate::{
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
     parameters::{Deadlines, Parameters},
-    record::{InputEnd, PageCounts, StreamWalk},
+    record::PageCounts,
     replay::{
         cutter::{Cutter, Part},
         input::InputReader,
     },
     source::{ReturnPath, Verdict, connect},
     statistics::MigrationInfo,
+    walk::{InputEnd, StreamWalk},
 };
 
 /// How long a destination's last words are waited for when writing to it failed.
@@ -81,7 +82,8 @@ pub struct Replayed {
     pub info: MigrationInfo,
 }
 
-/// A source that replays a stored stream. See the [module](super).
+/// A source that replays a stored stream. It goes out byte for byte, checked on the way; a broken one is cut, not ended,
+/// so that it never looks complete to the destination.
 #[derive(Debug)]
 pub struct Replayer {
     options: ReplayOptions,

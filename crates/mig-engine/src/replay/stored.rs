@@ -7,7 +7,7 @@ use mig_proto::{
     vmdesc::{Located, MAX_JSON_LEN, VmDescription, locate, payload_len},
 };
 
-use crate::record::{InputEnd, Piece, StreamWalk};
+use crate::walk::{InputEnd, Piece, StreamWalk};
 
 /// Bytes of the end that are looked at first; a machine with 30 devices has 42 to 98 KiB of VMDESC.
 const TAIL_BYTES: u64 = 256 * 1024;

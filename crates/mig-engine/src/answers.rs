@@ -1,17 +1,21 @@
-//! The way back to the source: what a recorder says.
+//! The way back to the source: what a destination says, with a guest or without.
 
 use std::time::Duration;
 
 use mig_proto::return_path::{Message, SHUT_OK};
 use mig_stream::{Stream, StreamReader, StreamWriter, within};
 
-use crate::{
-    error::{Error, Result},
-    record::keeper::Ask,
-};
+use crate::error::{Error, Result};
 
 /// The status a source hears when its stream was not kept; any value but 0 means failure.
 const SHUT_FAILED: u32 = 1;
+
+/// What the source wants to hear, found while deciding what to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    OpenReturnPath,
+    Pong(u32),
+}
 
 /// The return path, once the source opened it.
 #[derive(Debug)]
