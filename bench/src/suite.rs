@@ -20,7 +20,8 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
         size: flags.size.as_u64().next_multiple_of(1 << 20).max(64 << 20),
     };
     println!("{}\n{command}\n", machine.describe());
-    if let Some(load) = machine::load().filter(|load| *load > 0.5) {
+    let load = machine::load().filter(|load| *load > 0.5);
+    if let Some(load) = load {
         eprintln!(
             "something else runs on this machine (load {load:.1}): trust ratios, and those only a little"
         );
@@ -33,6 +34,11 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
             Section { name: benchmark.name, title: benchmark.title, ..Section::default() };
         if let Err(error) = (benchmark.run)(&plan, &mut section) {
             section.problem = Some(chain(&*error));
+        }
+        if let Some(load) = load {
+            section.notes.push(format!(
+                "Something else ran on the machine when this was measured (load {load:.1} at the beginning)."
+            ));
         }
         println!("## {}: {}\n\n{}", section.name, section.title, section.render());
         benchmarks.push(section);
