@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::RawFd,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -199,8 +199,17 @@ impl Once {
         Ok(Self(Mutex::new(Some(ends))))
     }
 
+    fn ends(&self) -> MutexGuard<'_, Option<FdEnds>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` once the channel was taken: then it can tell itself.
+    fn is_two_way(&self) -> Option<bool> {
+        self.ends().as_ref().map(FdEnds::is_two_way)
+    }
+
     fn take(&self, role: Role) -> Result<Channel> {
-        let ends = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ends = self.ends().take();
         let ends = ends.ok_or_else(|| Error::Misuse {
             what: "fd: gives exactly one channel and it was taken; multifd and postcopy-preempt need a \
                    transport that can connect again (tcp:, unix:, vsock:)"
@@ -225,6 +234,10 @@ impl FdConnector {
 impl Connector for FdConnector {
     async fn connect(&self) -> Result<Channel> {
         self.0.take(Role::Source)
+    }
+
+    fn is_two_way(&self) -> Option<bool> {
+        self.0.is_two_way()
     }
 }
 

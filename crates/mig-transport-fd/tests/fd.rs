@@ -188,7 +188,9 @@ fn a_pipe_goes_one_way_and_the_role_must_fit() {
             (reader.kind(), writer.kind()),
             (DescriptorKind::PipeReader, DescriptorKind::PipeWriter)
         );
-        let mut source = connect(FdEnds::One(writer)).await;
+        let connector = FdConnector::new(FdEnds::One(writer)).unwrap();
+        assert_eq!(connector.is_two_way(), Some(false), "told before the channel is taken");
+        let mut source = connector.connect().await.unwrap();
         let mut destination = accept(FdEnds::One(reader)).await;
         assert!(!source.capabilities().return_path && !destination.capabilities().return_path);
         assert!(source.take_receiver().is_err() && destination.take_sender().is_err());
