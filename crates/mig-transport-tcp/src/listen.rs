@@ -5,7 +5,6 @@ use std::{
     io,
     net::SocketAddr,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,7 +13,7 @@ use mig_transport::{
     address::{Family, InetAddress},
 };
 use socket2::SockRef;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::{
     failure::AddressesFailed,
@@ -23,8 +22,6 @@ use crate::{
     socket::{apply, channel, open},
 };
 
-/// How long accepting rests when this process or the system has no descriptor or memory left.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// How often a free port is sought that every address of a name can have, before some addresses go without.
 const FREE_PORT_TRIES: usize = 16;
 
@@ -91,21 +88,11 @@ impl TcpListener {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         for turn in 0..self.sockets.len() {
             let index = (self.next + turn) % self.sockets.len();
-            loop {
-                match self.sockets[index].poll_accept(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok((stream, peer))) => {
-                        self.next = index + 1;
-                        let local = stream.local_addr().unwrap_or(self.local[index]);
-                        return Poll::Ready(Ok(Accepted { stream, local, peer }));
-                    }
-                    Poll::Ready(Err(error))
-                        if AcceptFailure::of(&error) == AcceptFailure::OneConnection =>
-                    {
-                        tracing::debug!(%error, "a connection went before it was accepted");
-                    }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                }
+            if let Poll::Ready(accepted) = self.sockets[index].poll_accept(cx) {
+                let (stream, peer) = accepted?;
+                self.next = index + 1;
+                let local = stream.local_addr().unwrap_or(self.local[index]);
+                return Poll::Ready(Ok(Accepted { stream, local, peer }));
             }
         }
         Poll::Pending
@@ -133,12 +120,10 @@ impl Listener for TcpListener {
         loop {
             let accepted = match poll_fn(|cx| self.poll_accept(cx)).await {
                 Ok(accepted) => accepted,
-                Err(error) if AcceptFailure::of(&error) == AcceptFailure::Exhausted => {
-                    tracing::warn!(%error, "cannot accept now, trying again");
-                    sleep(EXHAUSTED_PAUSE).await;
+                Err(error) => {
+                    AcceptFailure::get_over(error).await?;
                     continue;
                 }
-                Err(source) => return Err(Error::io("accepting a connection", source)),
             };
             let peer = accepted.peer;
             match self.make_channel(accepted) {

@@ -11,7 +11,6 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -19,15 +18,12 @@ use mig_transport::{
     AcceptFailure, Address, Channel, Endpoint, Error, Listener, Result, address::UnixAddress,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::time::sleep;
 
 use crate::{
     options::UnixOptions,
     socket::{PeerCredentials, channel, open, sock_addr},
 };
 
-/// How long accepting rests when this process or the system has no descriptor or memory left.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// Bits of a mode that a socket file can have.
 const MODE_BITS: u32 = 0o777;
 
@@ -91,17 +87,10 @@ impl Listener for UnixListener {
         loop {
             let stream = match self.socket.accept().await {
                 Ok((stream, _unnamed)) => stream,
-                Err(error) => match AcceptFailure::of(&error) {
-                    AcceptFailure::OneConnection => continue,
-                    AcceptFailure::Exhausted => {
-                        tracing::warn!(%error, "cannot accept now, trying again");
-                        sleep(EXHAUSTED_PAUSE).await;
-                        continue;
-                    }
-                    AcceptFailure::Fatal => {
-                        return Err(Error::io("accepting a connection", error));
-                    }
-                },
+                Err(error) => {
+                    AcceptFailure::get_over(error).await?;
+                    continue;
+                }
             };
             match self.make_channel(stream) {
                 Ok(channel) => return Ok(channel),

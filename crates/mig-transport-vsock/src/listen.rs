@@ -1,22 +1,19 @@
 //! Listening.
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use async_trait::async_trait;
 use mig_transport::{
     AcceptFailure, Address, Channel, Error, FdIo, FdKind, Listener, Result, address::VsockAddress,
 };
 use socket2::{SockRef, Socket};
-use tokio::{io::Interest, time::sleep};
+use tokio::io::Interest;
 
 use crate::{
     available::loopback_availability,
     options::VsockOptions,
     socket::{address as name_of, channel, local, open, sock_addr},
 };
-
-/// How long accepting rests when this process or the system has no descriptor or memory left.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts channels on one vsock address: context id [`VsockAddress::ANY`], or one this machine has; the port
 /// [`VsockAddress::ANY`] takes a free one.
@@ -73,17 +70,10 @@ impl Listener for VsockListener {
                 self.io.async_io(Interest::READABLE, |fd| SockRef::from(&fd).accept()).await;
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
-                Err(error) => match AcceptFailure::of(&error) {
-                    AcceptFailure::OneConnection => continue,
-                    AcceptFailure::Exhausted => {
-                        tracing::warn!(%error, "cannot accept now, trying again");
-                        sleep(EXHAUSTED_PAUSE).await;
-                        continue;
-                    }
-                    AcceptFailure::Fatal => {
-                        return Err(Error::io("accepting a connection", error));
-                    }
-                },
+                Err(error) => {
+                    AcceptFailure::get_over(error).await?;
+                    continue;
+                }
             };
             match self.make_channel(socket, name_of(&peer)) {
                 Ok(channel) => return Ok(channel),

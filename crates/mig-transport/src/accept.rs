@@ -1,6 +1,12 @@
 //! What a failed accept means: the kernel hands on what went wrong with the connection it would have answered.
 
-use std::io;
+use std::{io, time::Duration};
+
+use crate::error::{Error, Result};
+
+/// How long accepting rests when this process or the system has no descriptor or memory left: long enough to load
+/// nothing, short beside any deadline.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How far an error of accept(2) reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +41,27 @@ impl AcceptFailure {
             _ => Self::Fatal,
         }
     }
+
+    /// What every listener does about a failed accept(2): returns when the next one may be tried, at once or after a
+    /// pause, and with [`Error::Io`] when the listening socket is no good.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub async fn get_over(error: io::Error) -> Result<()> {
+        match Self::of(&error) {
+            Self::OneConnection => {
+                tracing::debug!(%error, "a connection went before it was accepted");
+                Ok(())
+            }
+            Self::Exhausted => {
+                tracing::warn!(%error, "cannot accept now, trying again");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                Ok(())
+            }
+            Self::Fatal => Err(Error::io("accepting a connection", error)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -55,5 +82,17 @@ mod tests {
             assert_eq!(AcceptFailure::of(&error), expected, "{error}");
         }
         assert_eq!(AcceptFailure::of(&io::Error::other("x")), AcceptFailure::Fatal);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_goes_on_after_a_pause_unless_its_socket_is_broken() {
+        let started = tokio::time::Instant::now();
+        let failed = io::Error::from_raw_os_error;
+        AcceptFailure::get_over(failed(libc::ECONNABORTED)).await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        AcceptFailure::get_over(failed(libc::EMFILE)).await.unwrap();
+        assert_eq!(started.elapsed(), EXHAUSTED_PAUSE);
+        let error = AcceptFailure::get_over(failed(libc::EBADF)).await.unwrap_err();
+        assert_eq!(error.to_string(), "accepting a connection: Bad file descriptor (os error 9)");
     }
 }
