@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -13,7 +15,7 @@ use mig_transport::{Blame, Channel, Connector, Error, Listener};
 use mig_transport_exec::{
     CommandFailed, Ending, ExecCommand, ExecConnector, ExecListener, ExecOptions,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 const HANG: Duration = Duration::from_secs(30);
 
@@ -135,6 +137,36 @@ fn a_source_writes_and_the_file_is_whole_when_the_end_returns() {
         assert!(children().is_empty(), "reaped before the end is reported");
         assert!(std::fs::read(&file).unwrap() == bytes);
         sender.shutdown().await.unwrap();
+    });
+}
+
+/// Both pipes take as much as the system allows an ordinary user, not the 64 KiB that a pipe is born with.
+#[test]
+fn both_pipes_are_enlarged() {
+    let most = std::fs::read_to_string("/proc/sys/fs/pipe-max-size").unwrap();
+    let expected = most.trim().parse::<usize>().unwrap().min(1 << 20);
+    scene("large", async |dir| {
+        let mut channel = source("sleep 30", ExecOptions::default()).await;
+        let mut sender = channel.take_sender().unwrap();
+        // Waits until the runtime knows that the pipe has room.
+        let first = sender.write(&[0; 4096]).await.unwrap();
+        let taken = poll_fn(|cx| {
+            let mut taken = first;
+            while let Poll::Ready(written) = Pin::new(&mut sender).poll_write(cx, &[0; 4096]) {
+                taken += written.unwrap();
+            }
+            Poll::Ready(taken)
+        })
+        .await;
+        assert!(taken >= expected, "{taken} of {expected} bytes before the command reads");
+        channel.shutdown_handle().shutdown();
+
+        // Here the command writes, and gets to its next line although nobody reads.
+        let done = dir.join("done");
+        let line = format!("head -c {expected} /dev/zero; echo all >'{}'", done.display());
+        let channel = destination(line, ExecOptions::default()).await;
+        assert_eq!(wait_for(&done).await, "all");
+        drop(channel);
     });
 }
 
