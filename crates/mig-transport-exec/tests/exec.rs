@@ -148,11 +148,11 @@ fn both_pipes_are_enlarged() {
     scene("large", async |dir| {
         let mut channel = source("sleep 30", ExecOptions::default()).await;
         let mut sender = channel.take_sender().unwrap();
-        // Waits until the runtime knows that the pipe has room.
+        // Waits until the runtime knows that the pipe has room; then large pieces, few enough for one turn of a task.
         let first = sender.write(&[0; 4096]).await.unwrap();
         let taken = poll_fn(|cx| {
             let mut taken = first;
-            while let Poll::Ready(written) = Pin::new(&mut sender).poll_write(cx, &[0; 4096]) {
+            while let Poll::Ready(written) = Pin::new(&mut sender).poll_write(cx, &[0; 32768]) {
                 taken += written.unwrap();
             }
             Poll::Ready(taken)
