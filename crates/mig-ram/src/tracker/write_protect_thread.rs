@@ -12,7 +12,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::JoinHandle,
 };
 
@@ -43,6 +43,8 @@ struct Shared {
     stop: OwnedFd,
     /// See the module head. Guards page protection, not data: a panic inside leaves nothing half done.
     protecting: Mutex<()>,
+    /// Why nobody serves faults any more, if so.
+    broken: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,13 @@ impl WriteProtectThread {
                 written: DirtyBitmap::new(range.len() / page),
             })
             .collect();
-        let shared = Arc::new(Shared { uffd, tracked, stop, protecting: Mutex::new(()) });
+        let shared = Arc::new(Shared {
+            uffd,
+            tracked,
+            stop,
+            protecting: Mutex::new(()),
+            broken: OnceLock::new(),
+        });
         let serving = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("mig-ram-dirty".into())
@@ -130,7 +138,11 @@ impl WriteProtectThread {
                 from = end;
             }
         }
-        Ok(newly)
+        // Asked last: whatever was written unseen until now shows here.
+        match self.shared.broken.get() {
+            None => Ok(newly),
+            Some(why) => Err(io::Error::other(why.clone())),
+        }
     }
 }
 
@@ -160,21 +172,37 @@ impl Shared {
 
     /// Serves faults until told to stop.
     fn serve(&self) {
+        if let Err(error) = self.serve_faults() {
+            self.give_up(&error);
+        }
+    }
+
+    /// Nobody serves faults from here on. Writers must not wait for that for ever: their pages are opened, unseen, so
+    /// every `sync` fails from now on, and with it the migration; the guest goes on.
+    fn give_up(&self, why: &io::Error) {
+        tracing::error!(error = %why, "write tracking broke down");
+        self.broken.get_or_init(|| format!("write tracking broke down: {why}"));
+        for tracked in &self.tracked {
+            if let Err(error) = tracked.registration.end() {
+                tracing::error!(%error, "ending write tracking");
+            }
+        }
+    }
+
+    fn serve_faults(&self) -> io::Result<()> {
         let mut faults = FaultBuffer::new();
         loop {
             let mut waits =
                 [PollFd::new(&self.uffd, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             match rustix::event::poll(&mut waits, None) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return tracing::error!(%errno, "waiting for page faults"),
+                Err(errno) => return Err(errno.into()),
             }
             if !waits[1].revents().is_empty() {
-                return;
+                return Ok(());
             }
             loop {
-                if let Err(error) = self.uffd.read_faults(&mut faults) {
-                    return tracing::error!(%error, "reading page faults");
-                }
+                self.uffd.read_faults(&mut faults)?;
                 if faults.is_empty() {
                     break;
                 }
@@ -233,6 +261,26 @@ mod tests {
             }
             assert_eq!(tracker.sync(0, &sink).unwrap(), 3);
             assert!([3, 4, 63].iter().all(|page| into.test(*page)));
+        }
+    }
+
+    #[test]
+    fn when_nobody_serves_faults_writers_go_on_and_every_sync_fails() {
+        let block = RamBlock::new("x", 16 * PAGE_SIZE as u64).unwrap();
+        let whole = RegionSlice::whole(block.region());
+        let ranges = std::slice::from_ref(&whole);
+        let tracker = match WriteProtectThread::start(ranges, Privilege::Best) {
+            Ok(tracker) => tracker,
+            Err(error @ Error::Unavailable { .. }) => return eprintln!("skipped: {error}"),
+            Err(error) => panic!("{error}"),
+        };
+        tracker.shared.give_up(&io::Error::from_raw_os_error(libc::EIO));
+        // The thread still runs here, but the pages do not come to it: this returns at once either way, or never.
+        whole.copy_in(&[1; 16 * PAGE_SIZE]);
+        let into = DirtyBitmap::new(16);
+        for _ in 0..2 {
+            let error = tracker.sync(0, &Sink { into: &into, limit: 16 }).unwrap_err();
+            assert!(error.to_string().contains("broke down"), "{error}");
         }
     }
 }
