@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mig_proto::state::{BadMove, DestinationEvent, MigrationStatus, SourceEvent};
@@ -151,11 +151,11 @@ impl Shared {
         self.state().error = Some(error.to_string());
     }
 
-    pub(crate) fn finished(&self) {
-        let started = self.state().started;
-        if let Some(started) = started {
-            self.statistics.total_us.set_micros(started.elapsed());
-        }
+    /// Stops the clock; answers what it shows.
+    pub(crate) fn finished(&self) -> Duration {
+        let total = self.state().started.map(|started| started.elapsed()).unwrap_or_default();
+        self.statistics.total_us.set_micros(total);
+        total
     }
 
     pub(crate) fn pass(&self, pass: u64, remaining: u64) {

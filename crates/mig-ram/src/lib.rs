@@ -34,5 +34,5 @@ pub use crate::{
         PlacementStatistics, Placer, Warmth,
     },
     tracker::{DirtyTracker, Mechanism, TrackerPolicy},
-    zero::is_zero,
+    zero::{MAX_ZERO_PAGES, is_zero, zero_pages},
 };

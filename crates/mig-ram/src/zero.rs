@@ -15,6 +15,8 @@
 
 use mig_transport::{OutOfRegion, Region};
 
+use crate::block::PAGE_SIZE;
+
 /// Whether `len` bytes of `region` from `offset` are all zero (sender's choice of ZERO records, docs/wire/ram.md §3).
 ///
 /// Reading an untouched page of anonymous memory maps the shared zero page, it does not allocate one.
@@ -34,6 +36,58 @@ pub fn is_zero(region: &dyn Region, offset: usize, len: usize) -> Result<bool, O
             && chunks_are_zero(start.add(head), wide)
             && bytes_are_zero(start.add(tail), len - tail)
     })
+}
+
+/// Which of `count` pages of `region` from `offset` are zero: bit i for page i, at most [`MAX_ZERO_PAGES`] of them.
+///
+/// The first word of every page is loaded before any answer is looked at. The loads do not depend on each other, so the
+/// processor fetches many pages' first lines at once, instead of waiting for memory page by page; and a page that is not
+/// zero mostly says so in its first word.
+///
+/// # Panics
+///
+/// If `count` is more than [`MAX_ZERO_PAGES`].
+pub fn zero_pages(region: &dyn Region, offset: usize, count: usize) -> Result<u64, OutOfRegion> {
+    assert!(count <= MAX_ZERO_PAGES, "one bit a page: {count} pages");
+    let (region_len, len) = (region.len(), count * PAGE_SIZE);
+    if offset.checked_add(len).is_none_or(|end| end > region_len) {
+        return Err(OutOfRegion { offset, len, region_len });
+    }
+    let mut candidates = 0u64;
+    for page in 0..count {
+        // SAFETY: the sum was just checked, so eight bytes from the start of each page are mapped readable; unaligned
+        // because a region promises no alignment.
+        let first = unsafe {
+            let start = region.as_ptr().as_ptr().add(offset + page * PAGE_SIZE);
+            volatile_word(start)
+        };
+        candidates |= u64::from(first == 0) << page;
+    }
+    let mut zero = 0u64;
+    while candidates != 0 {
+        let page = candidates.trailing_zeros() as usize;
+        candidates &= candidates - 1;
+        zero |= u64::from(is_zero(region, offset + page * PAGE_SIZE, PAGE_SIZE)?) << page;
+    }
+    Ok(zero)
+}
+
+/// Pages that [`zero_pages`] looks at in one call.
+pub const MAX_ZERO_PAGES: usize = 64;
+
+/// The eight bytes at `start`, in one volatile load where they are aligned.
+///
+/// # Safety
+///
+/// Eight readable bytes at `start`.
+unsafe fn volatile_word(start: *const u8) -> u64 {
+    let aligned = start.cast::<u64>();
+    if aligned.is_aligned() {
+        // SAFETY: readable by the caller's promise, aligned by the test.
+        return unsafe { aligned.read_volatile() };
+    }
+    // SAFETY: `i < 8`.
+    (0..8).fold(0, |word, i| word << 8 | u64::from(unsafe { start.add(i).read_volatile() }))
 }
 
 /// The wide loops take this many bytes between two looks at the answer.
@@ -205,5 +259,23 @@ mod tests {
         assert!(is_zero(&*region, 50, 51).is_err());
         assert!(is_zero(&*region, usize::MAX, 2).is_err());
         assert!(is_zero(&*region, 100, 0).unwrap());
+    }
+
+    #[test]
+    fn pages_are_told_apart_in_one_call() {
+        let region = mig_transport::VecRegion::zeroed(70 * PAGE_SIZE);
+        assert_eq!(zero_pages(&*region, 0, 64), Ok(u64::MAX));
+        // The first byte of one, the last byte of another, all of a third but its first word.
+        let whole = RegionSlice::whole(region.clone());
+        whole.sub(3 * PAGE_SIZE, 1).unwrap().copy_in(&[1]);
+        whole.sub(5 * PAGE_SIZE - 1, 1).unwrap().copy_in(&[1]);
+        whole.sub(7 * PAGE_SIZE + 8, PAGE_SIZE - 8).unwrap().copy_in(&[7; PAGE_SIZE - 8]);
+        assert_eq!(zero_pages(&*region, 0, 10), Ok(0b11_0110_0111));
+        assert_eq!(zero_pages(&*region, 4 * PAGE_SIZE, 1), Ok(0));
+        assert_eq!(zero_pages(&*region, 0, 0), Ok(0));
+        assert!(zero_pages(&*region, 69 * PAGE_SIZE, 2).is_err());
+        assert!(zero_pages(&*region, usize::MAX, 1).is_err());
+        // Not aligned to anything: from byte 1 the third page is the one with a byte in it.
+        assert_eq!(zero_pages(&*region, 1, 3), Ok(0b011));
     }
 }

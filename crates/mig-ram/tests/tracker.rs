@@ -34,7 +34,9 @@ fn each(test: impl Fn(TrackerPolicy, Backing)) {
     for policy in policies.into_iter().chain([TrackerPolicy::Best, TrackerPolicy::Unprivileged]) {
         match DirtyTracker::start(&[block(1, Backing::Anonymous).info()], policy) {
             Ok(_) => [Backing::Anonymous, Backing::Memfd].into_iter().for_each(|b| test(policy, b)),
-            Err(error @ Error::Unavailable { .. }) => eprintln!("skipped {policy:?}: {error}"),
+            Err(error @ Error::Unavailable { .. }) => {
+                mig_testkit::not_applicable("userfaultfd", &format!("{policy:?}: {error}"));
+            }
             Err(error) => panic!("{policy:?}: {error}"),
         }
     }

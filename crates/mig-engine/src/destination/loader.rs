@@ -27,6 +27,9 @@ pub(super) struct Loader<'a> {
     /// The local index of each block of the stream.
     blocks: Vec<usize>,
     page: PageInFlight,
+    /// Pages and zero pages since the statistics were last told: an atomic addition a page would cost as much as
+    /// decoding it.
+    counted: (u64, u64),
     device: Option<DeviceSection>,
     state: Option<RunState>,
     /// What the source wants to hear.
@@ -59,6 +62,7 @@ impl<'a> Loader<'a> {
             statistics,
             blocks: Vec::new(),
             page,
+            counted: (0, 0),
             device: None,
             state: None,
             asked: Vec::new(),
@@ -79,7 +83,7 @@ impl<'a> Loader<'a> {
             Some(Event::Payload(bytes)) => self.land(bytes),
             Some(Event::Zero(page)) => {
                 let block = self.local(page.block)?;
-                self.statistics.duplicate.add(1);
+                self.counted.1 += 1;
                 Ok(self.placer()?.place_zero(block, page.offset)?)
             }
             Some(event) => self.visit_other(event, piece.position),
@@ -125,7 +129,7 @@ impl<'a> Loader<'a> {
             }
             placer.place_page(page.block, page.offset, &page.bytes[..])?;
         }
-        self.statistics.normal.add(1);
+        self.counted.0 += 1;
         Ok(())
     }
 
@@ -163,6 +167,13 @@ impl<'a> Loader<'a> {
             self.placed = Some((placement, placer));
         }
         Ok(())
+    }
+
+    /// Brings the statistics up to date.
+    pub(super) fn tell_statistics(&mut self) {
+        let (normal, zero) = std::mem::take(&mut self.counted);
+        self.statistics.normal.add(normal);
+        self.statistics.duplicate.add(zero);
     }
 
     /// The blocks as a transport's hooks want them, in the source's order.

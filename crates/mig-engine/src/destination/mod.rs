@@ -134,9 +134,9 @@ impl Destination {
         };
         let error = match outcome {
             Ok(confirmed) => {
-                shared.finished();
+                let total = shared.finished();
                 shared.destination_event(DestinationEvent::Complete)?;
-                return Ok(Outcome { confirmed, info: shared.info() });
+                return Ok(Outcome { confirmed, total, info: shared.info() });
             }
             Err(error) => error,
         };
@@ -253,6 +253,7 @@ impl Load<'_> {
         loop {
             let walked = self.walk.walk(self.reader.buffer(), end, |piece| loader.visit(&piece))?;
             self.reader.consume(walked.consumed);
+            loader.tell_statistics();
             self.shared.statistics.transferred.set(counters.bytes_received());
             for ask in std::mem::take(&mut loader.asked) {
                 self.answers.ask(ask);

@@ -69,6 +69,8 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 pub struct Outcome {
     /// Whether the other end said that it has everything; false where the transport has no way back.
     pub confirmed: bool,
+    /// From the start to the verdict; `info` has it in whole milliseconds.
+    pub total: Duration,
     /// The final statistics.
     pub info: MigrationInfo,
 }
@@ -181,15 +183,17 @@ impl Source {
                 outcome = drive => outcome,
             }
         };
-        self.memory_log_ended();
-        match outcome {
+        let outcome = match outcome {
             Ok(confirmed) => {
-                shared.finished();
+                let total = shared.finished();
                 shared.source_event(SourceEvent::Complete)?;
-                Ok(Outcome { confirmed, info: shared.info() })
+                Ok(Outcome { confirmed, total, info: shared.info() })
             }
             Err(error) => Err(self.fail(error, &shared, &progress)),
-        }
+        };
+        // Only now: taking the protection off all of memory takes a while, and nobody waits for it.
+        self.memory_log_ended();
+        outcome
     }
 
     fn memory_log_ended(&self) {

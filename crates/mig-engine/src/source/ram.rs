@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use mig_proto::{Name, RamWord, encode};
-use mig_ram::{DirtyBitmap, GuestMemory, PAGE_SIZE, is_zero};
+use mig_ram::{DirtyBitmap, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, Run, zero_pages};
 use mig_stream::StreamWriter;
 use mig_transport::{RamBlockInfo, RamHooks, Region, SavePage};
 
@@ -19,8 +19,8 @@ use crate::{
     statistics::Statistics,
 };
 
-/// Pages looked up in the bitmap at once; as many as one gather list takes.
-const RUN_PAGES: usize = 256;
+/// Pages looked up in the bitmap and tested for zeros at once.
+const RUN_PAGES: usize = MAX_ZERO_PAGES;
 
 /// The blocks of a migration and what of them is unsent.
 pub(super) struct RamSource {
@@ -42,6 +42,14 @@ struct Block {
 impl Block {
     fn name(&self) -> Name<'_> {
         Name::new(&self.name).expect("names were checked when the source was made")
+    }
+
+    /// Which pages of a run of at most [`RUN_PAGES`] are zero: bit i for its page i.
+    fn zero_pages(&self, run: Run) -> Result<u64> {
+        let pages = run.end() - run.start;
+        zero_pages(&*self.region, run.start * PAGE_SIZE, pages).map_err(|error| {
+            Error::misuse(format!("RAM block '{}': {error}", self.name().as_bytes().escape_ascii()))
+        })
     }
 }
 
@@ -141,6 +149,7 @@ impl RamSource {
                 self.cursor = (index + 1, 0);
                 continue;
             };
+            let zeros = block.zero_pages(run)?;
             for page in run.start..run.end() {
                 if out.needs_flush() {
                     // Not sent after all.
@@ -151,11 +160,10 @@ impl RamSource {
                     statistics.duplicate.add(zero);
                     return Ok(true);
                 }
-                if put_page(out, &mut self.continued, index, block, page)? {
-                    zero += 1;
-                } else {
-                    normal += 1;
-                }
+                let is_zero = zeros >> (page - run.start) & 1 != 0;
+                put_page(out, &mut self.continued, index, block, page, is_zero)?;
+                zero += u64::from(is_zero);
+                normal += u64::from(!is_zero);
             }
             self.unsent_pages -= (run.end() - run.start) as u64;
             self.cursor = (index, run.end());
@@ -179,19 +187,17 @@ impl RamSource {
             self.cursor = (index + 1, 0);
             return Ok(true);
         };
+        let zeros = block.zero_pages(run)?;
         for page in run.start..run.end() {
             let offset = (page * PAGE_SIZE) as u64;
-            match hooks.save_page(index, offset, PAGE_SIZE).await? {
-                SavePage::Delayed => statistics.normal.add(1),
-                SavePage::NotSupported => {
-                    out.make_room().await?;
-                    if put_page(out, &mut self.continued, index, block, page)? {
-                        statistics.duplicate.add(1);
-                    } else {
-                        statistics.normal.add(1);
-                    }
-                }
+            let mut is_zero = false;
+            if hooks.save_page(index, offset, PAGE_SIZE).await? == SavePage::NotSupported {
+                out.make_room().await?;
+                is_zero = zeros >> (page - run.start) & 1 != 0;
+                put_page(out, &mut self.continued, index, block, page, is_zero)?;
             }
+            statistics.duplicate.add(is_zero.into());
+            statistics.normal.add((!is_zero).into());
             self.unsent_pages -= 1;
         }
         self.cursor = (index, run.end());
@@ -199,7 +205,7 @@ impl RamSource {
     }
 }
 
-/// Lists one page; answers whether it was zero.
+/// Lists one page.
 #[inline]
 fn put_page(
     out: &mut StreamWriter,
@@ -207,12 +213,11 @@ fn put_page(
     index: usize,
     block: &Block,
     page: usize,
-) -> Result<bool> {
+    is_zero: bool,
+) -> Result<()> {
     let offset = page * PAGE_SIZE;
     let number = u32::try_from(index).unwrap_or(u32::MAX);
-    let zero = is_zero(&*block.region, offset, PAGE_SIZE)
-        .map_err(|error| Error::misuse(format!("RAM block {index}: {error}")))?;
-    if zero {
+    if is_zero {
         let word = continued.word(number, RamWord::zero(offset as u64));
         if word.is_continue() {
             let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
@@ -222,7 +227,7 @@ fn put_page(
             encode::zero_page(&mut head, word, block.name());
             out.put(&head)?;
         }
-        return Ok(true);
+        return Ok(());
     }
     let word = continued.word(number, RamWord::page(offset as u64));
     if word.is_continue() {
@@ -232,5 +237,5 @@ fn put_page(
         encode::page_head(&mut head, word, block.name());
         out.put_head_and_region(&head, &block.region, offset, PAGE_SIZE)?;
     }
-    Ok(false)
+    Ok(())
 }

@@ -250,7 +250,9 @@ mod tests {
             let ranges = std::slice::from_ref(&whole);
             let tracker = match WriteProtectThread::start_with(ranges, Privilege::Best, 0) {
                 Ok(tracker) => tracker,
-                Err(error @ Error::Unavailable { .. }) => return eprintln!("skipped: {error}"),
+                Err(error @ Error::Unavailable { .. }) => {
+                    return mig_testkit::not_applicable("userfaultfd", &error.to_string());
+                }
                 Err(error) => panic!("{error}"),
             };
             let into = DirtyBitmap::new(64);
@@ -271,7 +273,9 @@ mod tests {
         let ranges = std::slice::from_ref(&whole);
         let tracker = match WriteProtectThread::start(ranges, Privilege::Best) {
             Ok(tracker) => tracker,
-            Err(error @ Error::Unavailable { .. }) => return eprintln!("skipped: {error}"),
+            Err(error @ Error::Unavailable { .. }) => {
+                    return mig_testkit::not_applicable("userfaultfd", &error.to_string());
+                }
             Err(error) => panic!("{error}"),
         };
         tracker.shared.give_up(&io::Error::from_raw_os_error(libc::EIO));

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mig_engine::{Capabilities, Destination, MigrationHandle, Outcome, Parameters, Source};
@@ -300,9 +300,7 @@ fn destination_end(
         let mut listener = listening.await?;
         // The other end only goes away together with this one.
         let _gone = said.send(listener.local_addresses());
-        let begun = Instant::now();
-        let outcome = destination.run(&mut *listener).await;
-        Ok((outcome, begun.elapsed()))
+        Ok(destination.run(&mut *listener).await)
     })
 }
 
@@ -311,24 +309,17 @@ fn source_end(
     connector: mig_transport::Result<Box<dyn Connector>>,
 ) -> Result<End, Failure> {
     let connector = connector?;
-    on_runtime(async {
-        let begun = Instant::now();
-        let outcome = source.run(&*connector).await;
-        Ok((outcome, begun.elapsed()))
-    })
+    on_runtime(async { Ok(source.run(&*connector).await) })
 }
 
 fn on_runtime(
-    job: impl Future<Output = Result<(Result<Outcome, mig_engine::Error>, Duration), Failure>>,
+    job: impl Future<Output = Result<Result<Outcome, mig_engine::Error>, Failure>>,
 ) -> Result<End, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let before = thread_cpu();
-    let (outcome, elapsed) = runtime.block_on(job)?;
-    Ok(End {
-        outcome,
-        seconds: elapsed.as_secs_f64(),
-        cpu_seconds: (thread_cpu() - before).as_secs_f64(),
-    })
+    let outcome = runtime.block_on(job)?;
+    let seconds = outcome.as_ref().map_or(0.0, |outcome| outcome.total.as_secs_f64());
+    Ok(End { outcome, seconds, cpu_seconds: (thread_cpu() - before).as_secs_f64() })
 }
 
 /// CPU time of this thread, system calls included.
