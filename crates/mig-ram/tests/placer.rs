@@ -49,7 +49,8 @@ fn each(test: impl Fn(&RamBlocks, PlacementOptions)) {
                     match Placement::new(&memory, options) {
                         Ok(placement) => drop(placement),
                         Err(error @ Error::Unavailable { .. }) => {
-                            eprintln!("skipped {options:?}: {error}");
+                            let reason = format!("{options:?}: {error}");
+                            mig_testkit::not_applicable("userfaultfd", &reason);
                             continue;
                         }
                         Err(error) => panic!("{options:?}: {error}"),
@@ -197,7 +198,10 @@ fn the_end_is_refused_while_pages_are_staged() {
     };
     let placement = match Placement::new(&memory, options) {
         Ok(placement) => placement,
-        Err(error) => return eprintln!("skipped: {error}"),
+        Err(error @ Error::Unavailable { .. }) => {
+            return mig_testkit::not_applicable("userfaultfd", &error.to_string());
+        }
+        Err(error) => panic!("{error}"),
     };
     let mut placer = placement.placer().unwrap();
     placer.place_page(0, 0, &[1; PAGE_SIZE]).unwrap();

@@ -274,8 +274,8 @@ mod tests {
         let tracker = match WriteProtectThread::start(ranges, Privilege::Best) {
             Ok(tracker) => tracker,
             Err(error @ Error::Unavailable { .. }) => {
-                    return mig_testkit::not_applicable("userfaultfd", &error.to_string());
-                }
+                return mig_testkit::not_applicable("userfaultfd", &error.to_string());
+            }
             Err(error) => panic!("{error}"),
         };
         tracker.shared.give_up(&io::Error::from_raw_os_error(libc::EIO));
