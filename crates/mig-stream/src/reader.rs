@@ -341,6 +341,9 @@ impl StreamReader {
         }
     }
 
+    /// # Cancel safety
+    ///
+    /// Consumed whole or not at all.
     async fn read_array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
         self.need(N, what).await?;
         let mut array = [0; N];
@@ -350,6 +353,10 @@ impl StreamReader {
     }
 
     /// Waits until `n` bytes are buffered.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is consumed; what came stays buffered.
     async fn need(&mut self, n: usize, what: &'static str) -> Result<()> {
         self.check()?;
         if n > self.capacity() {

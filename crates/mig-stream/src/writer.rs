@@ -327,6 +327,10 @@ impl StreamWriter {
     }
 
     /// Sends what the rate and the channel allow in one go; answers how much, at least one byte.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was sent is advanced past within the poll that sent it; no permit is taken along.
     async fn send_some(&mut self, load: Load<'_>) -> Result<usize> {
         loop {
             let permit = self.permit(load.len(&self.gather)).await?;
@@ -345,6 +349,10 @@ impl StreamWriter {
     }
 
     /// Waits until the rate lets some of `wanted` bytes go.
+    ///
+    /// # Cancel safety
+    ///
+    /// A grant that was waited for goes back to the rate.
     async fn permit(&mut self, wanted: usize) -> Result<Permit> {
         let Some(limiter) = self.limiter.clone() else {
             return Ok(Permit::Free(wanted));

@@ -195,6 +195,10 @@ impl Group {
     }
 
     /// Until somebody asks for the end: at once when the channel is stopped, after `grace` when both halves are gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: it only looks.
     pub(crate) async fn stop_wanted(&self, grace: Duration) {
         self.wait_for(|state| state.stop || state.released).await;
         if !self.lock().stop {
@@ -204,10 +208,17 @@ impl Group {
     }
 
     /// Until nobody holds the pipes that we read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: it only looks.
     pub(crate) async fn let_go(&self) {
         self.wait_for(State::pipes_closed).await;
     }
 
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: it only looks.
     async fn wait_for(&self, condition: impl Fn(&State) -> bool) {
         loop {
             let changed = pin!(self.changed.notified());

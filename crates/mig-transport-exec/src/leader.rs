@@ -51,6 +51,10 @@ impl Leader {
     }
 
     /// Until the process has exited. It is not reaped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: the process is not reaped.
     pub(crate) async fn exited(&self) -> Ending {
         loop {
             if self.exit.readable().await.is_err() {
@@ -67,6 +71,10 @@ impl Leader {
     }
 
     /// Ends the whole group: SIGTERM, `grace` for `finished` to come true, SIGKILL, and answers how the leader ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Signals that were sent stay sent; dropping the leader sends what is missing.
     pub(crate) async fn end_group(
         &mut self,
         grace: Duration,

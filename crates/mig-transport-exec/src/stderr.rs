@@ -56,6 +56,10 @@ pub(crate) enum Output {
 }
 
 /// Reads an output to its end and tells the group.
+///
+/// # Cancel safety
+///
+/// What was read so far is kept; the group is not told that the output ended.
 pub(crate) async fn drain(mut pipe: FdReceiveHalf, output: Output, group: Arc<Group>) {
     let mut buffer = vec![0; READ_BYTES];
     let mut line = Vec::new();

@@ -18,6 +18,10 @@ const LAST_WORDS_WAIT: Duration = Duration::from_millis(50);
 
 /// Waits for the command, ends its group when asked, reaps it. `drains` read what it says; they end with this task. If
 /// the runtime goes first, dropping `leader` kills the group.
+///
+/// # Cancel safety
+///
+/// Dropping it drops the leader, which kills the group and has it reaped.
 pub(crate) async fn supervise(mut leader: Leader, mut drains: JoinSet<()>, group: Arc<Group>) {
     let exited = tokio::select! {
         biased;

@@ -39,6 +39,11 @@ impl Once {
     }
 
     /// Opens on a thread where waiting hurts nobody; once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future abandons the call; its thread ends by itself, and closes what it opened. A file that is written to
+    /// is created and cut by then.
     async fn open(&self, how: fn(&FileTarget, &DescriptorSets) -> Result<File>) -> Result<File> {
         if self.taken.load(Ordering::Acquire) {
             return Err(Error::Misuse {

@@ -30,6 +30,10 @@ const HANG_GUARD: Duration = Duration::from_secs(60);
 pub type LaterChannel = Pin<Box<dyn Future<Output = Channel> + Send>>;
 
 /// All promises of a channel that carries bytes both ways. `make` answers the two ends of a fresh connection.
+///
+/// # Cancel safety
+///
+/// None is needed: it is awaited to its end by a test.
 pub async fn two_way<F, Fut>(make: F)
 where
     F: Fn() -> Fut,
@@ -56,6 +60,10 @@ where
 
 /// All promises of a channel that carries bytes one way. `make` answers the writing and the reading end of a fresh
 /// pair.
+///
+/// # Cancel safety
+///
+/// None is needed: it is awaited to its end by a test.
 pub async fn one_way<F, Fut>(make: F)
 where
     F: Fn() -> Fut,
@@ -80,6 +88,10 @@ where
 
 /// All promises of a channel into storage: `make` answers the writing end, and a future that opens what was written,
 /// awaited only after the writer has ended.
+///
+/// # Cancel safety
+///
+/// None is needed: it is awaited to its end by a test.
 pub async fn storage<F, Fut>(make: F)
 where
     F: Fn() -> Fut,
@@ -96,6 +108,9 @@ where
     guard("shutdown before the halves are taken", stops::before_taking(pair().await.0)).await;
 }
 
+/// # Cancel safety
+///
+/// As that of `work`.
 async fn guard<T>(promise: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(HANG_GUARD, work).await {
         Ok(done) => done,
