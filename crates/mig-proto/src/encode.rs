@@ -21,7 +21,7 @@ use crate::configuration::{
 };
 use crate::event::Event;
 use crate::name::Name;
-use crate::ram::{BlockEntry, Deflated, Delta, PageRecord, RamWord};
+use crate::ram::{BlockEntry, Deflated, Delta, RamWord};
 use crate::section::{FOOTER, SectionHeader};
 
 /// Ranges that QEMU puts into one RAM_DISCARD at most (docs/wire/stream.md §6.2).
@@ -269,13 +269,6 @@ impl ContinueMemory {
     /// the record before was of the same block.
     pub fn word(&mut self, block: u32, word: RamWord) -> RamWord {
         if self.last.replace(block) == Some(block) { word.continued() } else { word }
-    }
-}
-
-impl PageRecord<'_> {
-    /// The bytes before the page's payload or body.
-    pub fn encode_head(&self, out: &mut Vec<u8>) {
-        page_head(out, self.word, self.name);
     }
 }
 

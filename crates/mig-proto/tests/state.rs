@@ -139,3 +139,13 @@ fn breaking_the_postcopy_order_is_the_peers_fault() {
     assert_eq!(PostcopyIncoming::Listening.on_link_error(), OnLinkError::Abort);
     assert_eq!(PostcopyIncoming::Running.on_link_error(), OnLinkError::Pause);
 }
+
+/// docs/wire/ram.md §7 and docs/wire/stream.md §5.
+#[test]
+fn what_a_destination_may_expect_follows_from_its_state() {
+    use PostcopyIncoming as S;
+    for state in S::ALL {
+        assert_eq!(state.restricts_ram(), matches!(state, S::Listening | S::Running), "{state}");
+        assert_eq!(state.expects_vmdescription(), matches!(state, S::None | S::Advise), "{state}");
+    }
+}

@@ -5,10 +5,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use thiserror::Error;
-
 use super::{BITMAP_END_MARK, Bitmap};
-use crate::Name;
+use crate::{InvalidName, Name};
 
 /// The status of SHUT that means success.
 pub const SHUT_OK: u32 = 0;
@@ -16,30 +14,18 @@ pub const SHUT_OK: u32 = 0;
 /// The only value of RESUME_ACK.
 pub const RESUME_OK: u32 = 1;
 
-/// The name of a RAM block: 1 to 255 bytes, compared as bytes.
+/// The name of a RAM block: a [`Name`] of its own, 1 to 255 bytes, compared as bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockName(Box<[u8]>);
-
-/// A name that does not fit the length byte, or is empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a RAM block name has 1 to 255 bytes, not {len}")]
-pub struct InvalidBlockName {
-    /// Bytes given.
-    pub len: usize,
-}
 
 impl BlockName {
     /// Checks and copies a name.
     ///
     /// # Errors
     ///
-    /// [`InvalidBlockName`] if it is empty or longer than 255 bytes.
-    pub fn new(name: impl AsRef<[u8]>) -> Result<Self, InvalidBlockName> {
-        let name = name.as_ref();
-        if name.is_empty() || name.len() > usize::from(u8::MAX) {
-            return Err(InvalidBlockName { len: name.len() });
-        }
-        Ok(Self(name.into()))
+    /// [`InvalidName`] if it is empty or longer than 255 bytes.
+    pub fn new(name: impl AsRef<[u8]>) -> Result<Self, InvalidName> {
+        Name::new(name.as_ref()).map(Self::from)
     }
 
     /// The bytes.

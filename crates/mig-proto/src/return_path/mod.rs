@@ -26,7 +26,7 @@ mod source;
 pub use bitmap::{Bitmap, InvalidBitmap};
 pub use decoder::{BitmapLimit, BitmapRules, Received, ReturnPathDecoder};
 pub use error::{ReturnPathError, Violation};
-pub use message::{BlockName, InvalidBlockName, Message, MessageType, RESUME_OK, SHUT_OK};
+pub use message::{BlockName, Message, MessageType, RESUME_OK, SHUT_OK};
 pub use source::{InvalidBlockTable, SourceBlock, SourceEvent, SourceReturnPath};
 
 /// Longest message body (`len`) the source accepts; QEMU fails above it.
