@@ -154,6 +154,8 @@ impl CommitFile {
     pub fn write_gather(&mut self, gather: &mut Gather) -> Result<()> {
         self.usable()?;
         self.flush_buffer()?;
+        // An allowance paces a channel; here all that is listed goes.
+        gather.set_allowance(None);
         while !gather.is_empty() {
             let outcome = gather.write_at(self.file.as_fd(), self.position);
             self.advance(outcome)?;

@@ -43,6 +43,8 @@ fn all_ways_of_writing_end_in_one_file() {
         let mut gather = Gather::new();
         gather.push_head(b"page ").unwrap();
         gather.push_page(&region, 0, 4096).unwrap().unwrap();
+        // What a channel may send now is no matter here.
+        gather.set_allowance(Some(7));
         file.write_gather(&mut gather).unwrap();
         let big = vec![b'x'; 3 << 20];
         file.write_all(&big).unwrap();
