@@ -261,3 +261,26 @@ fn cannot_listen(address: &InetAddress, range: bool, reasons: AddressesFailed) -
     };
     Error::Misuse { what: format!("cannot listen on tcp:{address}: {reasons}; {advice}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// QEMU leaves accepted sockets as they come (docs/wire/transports.md §4); we do not.
+    #[tokio::test]
+    async fn accepted_sockets_get_the_options_too() {
+        let address =
+            InetAddress { user_timeout_ms: Some(4321), ..InetAddress::new("127.0.0.1", 0) };
+        let mut listener = TcpListener::bind(&address, TcpOptions::default()).await.unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_socket_addresses()[0]).unwrap();
+        let accepted = poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
+        // Options belong to the socket, so a second descriptor shows them.
+        let twin = SockRef::from(&accepted.stream).try_clone().unwrap();
+        let _channel = listener.make_channel(accepted).unwrap();
+        assert!(twin.tcp_nodelay().unwrap() && twin.keepalive().unwrap());
+        assert_eq!(twin.tcp_user_timeout().unwrap(), Some(Duration::from_millis(4321)));
+        assert!(twin.nonblocking().unwrap());
+    }
+}
