@@ -35,6 +35,6 @@ pub use crate::{
     fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
     gather::{Gather, GatherFull},
     hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePage, WindowReason},
-    region::{OutOfRegion, Region, RegionSlice, VecRegion},
+    region::{OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
     shutdown::{ForceShutdown, ShutdownHandle},
 };

@@ -40,17 +40,26 @@ impl dyn Region + '_ {
     /// Copies all of `from` in at `offset`.
     pub fn copy_in_at(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRegion> {
         let to = self.checked(offset, from.len())?;
+        // SAFETY: `checked` vouches for the destination, which is mapped while `self` is borrowed; no reference into
+        // a region exists, so `from` does not overlap it (trait rules).
+        unsafe { copy(from.as_ptr(), to.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    /// [`copy_in_at`](Self::copy_in_at) past the cache, for pages that arrive: they are not read again soon, and writing
+    /// them through the cache would first read their old content from memory. Faster for whole pages, where the
+    /// processor knows how.
+    ///
+    /// Other threads may see the bytes late, until this thread called [`publish_streamed`].
+    pub fn stream_in_at(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRegion> {
+        let to = self.checked(offset, from.len())?;
         #[cfg(target_arch = "x86_64")]
-        if from.len() >= STREAMED_BYTES
-            && from.len().is_multiple_of(64)
-            && to.addr().get() % 16 == 0
-        {
-            // SAFETY: as below; length and alignment were just tested.
+        if !from.is_empty() && from.len().is_multiple_of(64) && to.addr().get().is_multiple_of(16) {
+            // SAFETY: as in `copy_in_at`; length and alignment were just tested.
             unsafe { copy_streaming(from.as_ptr(), to.as_ptr(), from.len()) };
             return Ok(());
         }
-        // SAFETY: `checked` vouches for the destination, which is mapped while `self` is borrowed; no reference into
-        // a region exists, so `from` does not overlap it (trait rules).
+        // SAFETY: as in `copy_in_at`.
         unsafe { copy(from.as_ptr(), to.as_ptr(), from.len()) };
         Ok(())
     }
@@ -191,10 +200,14 @@ impl fmt::Debug for RegionSlice {
     }
 }
 
-/// From this length on a copy into guest memory goes past the cache: a page that arrives is not read again soon, and
-/// writing it through the cache would first read its old content from memory.
-#[cfg(target_arch = "x86_64")]
-const STREAMED_BYTES: usize = 4096;
+/// Orders what this thread [streamed](Region::stream_in_at) into regions before everything it does next.
+pub fn publish_streamed() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an instruction without operands; SSE is part of x86-64. Release stores alone do not wait for streamed ones.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
 
 /// [`copy`], past the cache.
 ///
@@ -204,7 +217,7 @@ const STREAMED_BYTES: usize = 4096;
 #[cfg(target_arch = "x86_64")]
 unsafe fn copy_streaming(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the loop touches just the two ranges the caller vouches for, 64 bytes a turn, and leaves nothing changed
-    // but the registers named; the fence makes the stores visible like ordinary ones.
+    // but the registers named. The stores are ordered by `publish_streamed`.
     unsafe {
         std::arch::asm!(
             "2:",
@@ -220,7 +233,6 @@ unsafe fn copy_streaming(from: *const u8, to: *mut u8, len: usize) {
             "add {to}, 64",
             "sub {len}, 64",
             "jnz 2b",
-            "sfence",
             from = inout(reg) from => _,
             to = inout(reg) to => _,
             len = inout(reg) len => _,

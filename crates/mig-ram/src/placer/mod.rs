@@ -27,6 +27,8 @@ mod worker;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use mig_transport::publish_streamed;
+
 pub use self::placement::{Placement, PlacementInfo, PlacementStatistics};
 use self::{
     placement::{Bulk, PlacedBlock},
@@ -34,6 +36,7 @@ use self::{
     worker::Worker,
 };
 use crate::{
+    bitmap::Run,
     block::PAGE_SIZE,
     error::{Error, Result},
 };
@@ -163,7 +166,7 @@ impl Placer {
                 page.len()
             )));
         }
-        to.received.set(number);
+        lane.tally.received(placement, block, number);
         if to.pending.test(number) {
             // Sent twice within one staging buffer: the first must be in memory before the second.
             lane.flush(placement)?;
@@ -193,7 +196,7 @@ impl Placer {
     pub fn place_zero(&mut self, block: usize, offset: u64) -> Result<()> {
         let Self { placement, lane, .. } = self;
         let (to, number) = placement.locate(block, offset)?;
-        to.received.set(number);
+        lane.tally.received(placement, block, number);
         if to.pending.test(number) {
             lane.flush(placement)?;
         }
@@ -257,6 +260,7 @@ impl Lane {
     fn flush(&mut self, placement: &Placement) -> Result<()> {
         self.submit(placement)?;
         self.tally.publish(placement);
+        publish_streamed();
         match &mut self.worker {
             Some(worker) => worker.drain(),
             None => Ok(()),
@@ -284,9 +288,31 @@ struct Tally {
     copied: u64,
     zero_skipped: u64,
     zero_written: u64,
+    /// Pages received in a row and not yet noted: one atomic operation a page waits for all of the page's bytes.
+    run: Option<(usize, Run)>,
 }
 
 impl Tally {
+    fn received(&mut self, placement: &Placement, block: usize, number: usize) {
+        if let Some((last, run)) = &mut self.run
+            && *last == block
+            && run.end() == number
+        {
+            run.len += 1;
+            return;
+        }
+        self.note_run(placement);
+        self.run = Some((block, Run { start: number, len: 1 }));
+    }
+
+    fn note_run(&mut self, placement: &Placement) {
+        if let Some((block, run)) = self.run.take()
+            && let Some(received) = placement.received(block)
+        {
+            received.set_range(run.start, run.len);
+        }
+    }
+
     fn publish_if_many(&mut self, placement: &Placement) {
         if self.copied + self.zero_skipped + self.zero_written >= 1024 {
             self.publish(placement);
@@ -294,6 +320,7 @@ impl Tally {
     }
 
     fn publish(&mut self, placement: &Placement) {
+        self.note_run(placement);
         placement.count(&std::mem::take(self));
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use mig_transport::RegionSlice;
+use mig_transport::{RegionSlice, publish_streamed};
 
 use super::{
     PlaceMechanism, PlacePolicy, PlacementOptions, Placer, Tally, Warmth,
@@ -133,7 +133,8 @@ impl Placement {
         &self.options
     }
 
-    /// The pages of a block for which a record came, in any form (docs/wire/ram.md §7; RECV_BITMAP).
+    /// The pages of a block for which a record came, in any form (docs/wire/ram.md §7; RECV_BITMAP); exact once every
+    /// placer was flushed.
     pub fn received(&self, block: usize) -> Option<&DirtyBitmap> {
         self.blocks.get(block).map(|block| &block.received)
     }
@@ -220,6 +221,7 @@ impl Placement {
                 done += 1;
             }
         }
+        publish_streamed();
         Ok(())
     }
 
@@ -277,9 +279,9 @@ impl PlacedBlock {
         })
     }
 
-    /// Copies into a page that exists, or may be faulted in.
+    /// Copies into a page that exists, or may be faulted in. Call `publish_streamed` after the last one.
     pub(super) fn copy_in(&self, number: usize, page: &[u8]) {
-        self.info.region.copy_in_at(number * PAGE_SIZE, page).expect(CHECKED);
+        self.info.region.stream_in_at(number * PAGE_SIZE, page).expect(CHECKED);
         if !self.present.test(number) {
             self.present.set(number);
         }
