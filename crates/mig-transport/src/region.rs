@@ -371,13 +371,21 @@ mod tests {
         let from: Vec<u8> = (0..ROOM).map(|at| (at % 251) as u8 + 1).collect();
         for len in [0, 1, 63, 64, 4032, 4095, 4096, 4097, 4160, 8192] {
             for (offset, skip) in [(0, 0), (16, 1), (1, 16), (8, 0), (64, 3)] {
-                let region: Arc<dyn Region> = VecRegion::zeroed(ROOM);
-                region.copy_in_at(offset, &from[skip..skip + len]).unwrap();
+                let part = &from[skip..skip + len];
                 let mut expected = vec![0; ROOM];
-                expected[offset..offset + len].copy_from_slice(&from[skip..skip + len]);
-                let mut seen = vec![0; ROOM];
-                region.copy_out_at(0, &mut seen).unwrap();
-                assert!(seen == expected, "{len} bytes to {offset} from {skip}");
+                expected[offset..offset + len].copy_from_slice(part);
+                for streamed in [false, true] {
+                    let region: Arc<dyn Region> = VecRegion::zeroed(ROOM);
+                    let outcome = match streamed {
+                        false => region.copy_in_at(offset, part),
+                        true => region.stream_in_at(offset, part),
+                    };
+                    publish_streamed();
+                    assert_eq!(outcome, Ok(()));
+                    let mut seen = vec![0; ROOM];
+                    region.copy_out_at(0, &mut seen).unwrap();
+                    assert!(seen == expected, "{len} bytes to {offset} from {skip}, {streamed}");
+                }
             }
         }
     }
@@ -402,6 +410,7 @@ mod tests {
         assert_eq!(&seen, b"\0h\0\0lo");
         for (offset, len) in [(96, 5), (usize::MAX, 5), (101, 5)] {
             assert!(region.copy_in_at(offset, &[1; 5]).is_err());
+            assert!(region.stream_in_at(offset, &[1; 64]).is_err());
             assert!(region.copy_out_at(offset, &mut [1; 5]).is_err());
             assert!(region.zero_at(offset, len).is_err());
         }
