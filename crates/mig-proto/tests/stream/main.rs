@@ -7,6 +7,7 @@ mod cuts;
 mod damage;
 mod golden;
 mod modes;
+mod mutated;
 mod rejects;
 mod small;
 mod support;
