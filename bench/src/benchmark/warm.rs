@@ -17,16 +17,29 @@ fn mig(plan: &Plan, transport: Transport) -> Box<Mig> {
 
 pub(super) fn tcp(plan: &Plan, section: &mut Section) -> Result<()> {
     let iperf = Iperf::find(plan.size)?;
-    let mut contestants: [Box<dyn crate::contestant::Contestant>; 2] =
-        [mig(plan, Transport::Tcp), Box::new(iperf)];
+    let reno = Iperf { congestion: Some("reno"), ..iperf.clone() };
+    let mut contestants: [Box<dyn crate::contestant::Contestant>; 3] =
+        [mig(plan, Transport::Tcp), Box::new(iperf), Box::new(reno)];
     section.entries = contest("tcp-warm", &mut contestants, plan.runs)?;
-    let [mig, iperf] = &section.entries[..] else { return Err("two contestants took part".into()) };
+    let [mig, iperf, reno] = &section.entries[..] else {
+        return Err("three contestants took part".into());
+    };
     section.figures.push(Figure::judged(
         "rate of iperf3's",
         "",
         Spread::of_ratios(mig.rates(), iperf.rates()),
         Goal::AtLeast(0.9),
     ));
+    section.figures.push(Figure::told(
+        "rate of iperf3's with reno",
+        "",
+        Spread::of_ratios(mig.rates(), reno.rates()),
+    ));
+    section.notes.push(
+        "iperf3 uses the system's congestion control; mig chooses reno from a machine to itself, where nothing is to be \
+         paced, so iperf3 runs a second time with reno."
+            .into(),
+    );
     section.notes.push(
         "mig's clock runs from connect to the destination's verdict and includes its dirty log and the final sync; \
          iperf3's is its own, of the transfer alone. Pages are noise, none is zero."

@@ -19,6 +19,8 @@ const PORT_TRIES: usize = 5;
 #[derive(Clone, Debug)]
 pub(crate) struct Iperf {
     pub(crate) bytes: u64,
+    /// `None` is the system's.
+    pub(crate) congestion: Option<&'static str>,
 }
 
 impl Iperf {
@@ -26,7 +28,7 @@ impl Iperf {
     pub(crate) fn find(bytes: u64) -> Result<Self> {
         let mut version = start("iperf3", vec!["--version".into()])?;
         version.rest(STEP).map_err(|error| format!("{error}; `apt install iperf3` brings it"))?;
-        Ok(Self { bytes })
+        Ok(Self { bytes, congestion: None })
     }
 
     fn server() -> Result<(Helper, u16)> {
@@ -55,7 +57,10 @@ fn start(name: &str, arguments: Vec<String>) -> Result<Helper> {
 
 impl Contestant for Iperf {
     fn name(&self) -> String {
-        "iperf3, 1 MiB writes".into()
+        match self.congestion {
+            None => "iperf3, 1 MiB writes".into(),
+            Some(congestion) => format!("iperf3, 1 MiB writes, {congestion}"),
+        }
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -65,7 +70,10 @@ impl Contestant for Iperf {
 
     fn run(&mut self) -> Result<Turn> {
         let (_server, port) = Self::server()?;
-        let arguments = format!("-c 127.0.0.1 -p {port} -l 1M -n {} -J", self.bytes);
+        let mut arguments = format!("-c 127.0.0.1 -p {port} -l 1M -n {} -J", self.bytes);
+        if let Some(congestion) = self.congestion {
+            arguments.push_str(&format!(" -C {congestion}"));
+        }
         let mut client =
             start("the iperf3 client", arguments.split(' ').map(str::to_owned).collect())?;
         let told: Value = serde_json::from_str(&client.rest(TRANSFER)?)?;

@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr};
 
 use async_trait::async_trait;
 use mig_transport::{Channel, Connector, Error, Result, address::InetAddress};
+use socket2::SockRef;
 use tokio::{
     net::TcpSocket,
     time::{Instant, timeout_at},
@@ -13,7 +14,7 @@ use crate::{
     failure::{AddressesFailed, share_used_up},
     options::{Settings, TcpOptions},
     resolve,
-    socket::{channel, open},
+    socket::{channel, open, suit_loopback},
 };
 
 /// Opens tcp channels to one address. The name is looked up anew for each channel.
@@ -104,15 +105,24 @@ async fn attempt(
             what: format!("cannot connect from bind={}: {error}", local.ip()),
         })?;
     }
-    Ok(connect(socket, address).await)
+    Ok(connect(socket, address, settings).await)
 }
 
 /// # Cancel safety
 ///
 /// Dropping the future closes the socket.
-async fn connect(socket: socket2::Socket, address: SocketAddr) -> io::Result<Channel> {
+async fn connect(
+    socket: socket2::Socket,
+    address: SocketAddr,
+    settings: &Settings,
+) -> io::Result<Channel> {
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
     let local = stream.local_addr().ok();
+    let same_machine =
+        address.ip().is_loopback() || local.is_some_and(|local| local.ip() == address.ip());
+    if same_machine && settings.congestion.is_none() {
+        suit_loopback(SockRef::from(&stream));
+    }
     channel(stream.into_std()?, local, address)
 }
 

@@ -63,6 +63,17 @@ pub(crate) fn apply(socket: SockRef<'_>, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// What Linux always has and lets everybody use.
+const LOOPBACK_CONGESTION: &str = "reno";
+
+/// On the way from a machine to itself nothing is lost and nobody is to be fair to: pacing, as bbr does it, costs a third
+/// of the processor time there and buys nothing (docs/performance.md). Only where nobody chose a congestion control.
+pub(crate) fn suit_loopback(socket: SockRef<'_>) {
+    if let Err(error) = socket.set_tcp_congestion(LOOPBACK_CONGESTION.as_bytes()) {
+        tracing::debug!(%error, LOOPBACK_CONGESTION, "the system's congestion control stays");
+    }
+}
+
 fn tolerate(option: &str, outcome: io::Result<()>, asked: bool) -> Result<()> {
     match outcome {
         Ok(()) => Ok(()),
@@ -156,6 +167,13 @@ mod tests {
 
         let off = InetAddress { keep_alive: Some(false), ..InetAddress::new("h", 1) };
         assert!(!opened(&off).keepalive().unwrap());
+    }
+
+    #[test]
+    fn a_machine_does_not_pace_itself() {
+        let socket = opened(&InetAddress::new("h", 1));
+        suit_loopback(SockRef::from(&socket));
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
     }
 
     #[test]
