@@ -145,7 +145,8 @@ pub struct Options {
     pub local: Option<LocalMachine>,
     /// `x-ignore-shared` is on although no CONFIGURATION says so: an address follows each block.
     pub ignore_shared: bool,
-    /// Compare ADVISE with this; without it both well-formed forms are accepted.
+    /// Compare ADVISE with this; without it both well-formed forms are accepted, and a host page
+    /// size in the block list is told by its value (docs/wire/ram.md §2).
     pub postcopy: Option<LocalPostcopy>,
     /// Payload lengths of FULL sections in stream order. What is not listed is found by its footer.
     pub lengths: Vec<PayloadLength>,

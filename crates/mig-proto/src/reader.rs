@@ -42,6 +42,16 @@ impl<'a> Reader<'a> {
         Ok(bytes.try_into().expect("take answers exactly the length asked"))
     }
 
+    /// The next byte, to be read again.
+    pub(crate) fn peek_u8(&self) -> Result<u8, Stop> {
+        Self { ..*self }.u8()
+    }
+
+    /// The next eight bytes, to be read again.
+    pub(crate) fn peek_u64(&self) -> Result<u64, Stop> {
+        Self { ..*self }.u64()
+    }
+
     pub(crate) fn u8(&mut self) -> Result<u8, Stop> {
         Ok(self.array::<1>()?[0])
     }

@@ -135,7 +135,9 @@ impl Decoder {
             Command::PostcopyAdvise(advise) => {
                 self.check_advise(advise)
                     .map_err(|(at, kind)| Stop::Fail { at: PAYLOAD + at, kind })?;
-                self.advised |= advise.is_some();
+                if let Some(Advise { page_sizes, .. }) = advise {
+                    self.advised = Some(self.advised.unwrap_or(0) | page_sizes);
+                }
             }
             Command::PostcopyListen => {
                 self.listening = true;

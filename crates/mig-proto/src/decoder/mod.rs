@@ -117,8 +117,8 @@ pub struct Decoder {
     listing: Listing,
     opaque: Opaque,
     ignore_shared: bool,
-    /// The long form of POSTCOPY_ADVISE was seen.
-    advised: bool,
+    /// The host page sizes that the long form of POSTCOPY_ADVISE named, ORed; `None` before one came.
+    advised: Option<u64>,
     /// POSTCOPY_LISTEN was seen.
     listening: bool,
     return_path: bool,
@@ -238,7 +238,7 @@ impl Decoder {
             configuration: Configuration::default(),
             listing: Listing { word: RamWord::from_raw(0), left: 0, entries: Vec::new() },
             opaque: Opaque::default(),
-            advised: false,
+            advised: None,
             listening: false,
             return_path: false,
             failed: None,

@@ -119,17 +119,7 @@ impl Decoder {
             let kind = Kind::BlockListOvershoot { block: block(), length: used_length, left };
             return fail(length_at, kind);
         };
-        let host_page_size = match self.unusual_page_size(name) {
-            None => None,
-            Some(local) => {
-                let at = reader.at();
-                let found = reader.u64()?;
-                if found != local {
-                    return fail(at, Kind::HostPageSize { block: block(), found, local });
-                }
-                Some(found)
-            }
-        };
+        let host_page_size = self.host_page_size(&mut reader, name)?;
         let address = if self.ignore_shared { Some(reader.u64()?) } else { None };
         let Some(id) = self.blocks.list(name, used_length, limit) else {
             return fail(0, Kind::TooManyBlocks { limit });
@@ -204,10 +194,45 @@ impl Decoder {
         u64::from(self.page_size.bytes()) - 1
     }
 
-    /// The local host page size of a block if a word for it is in the block list.
-    fn unusual_page_size(&self, name: Name<'_>) -> Option<u64> {
-        let local = self.options.postcopy.as_ref().filter(|_| self.advised)?;
-        let (_, size) = local.unusual_blocks.iter().find(|(block, _)| **block == *name)?;
-        Some(*size)
+    /// The host page size behind a block's length, if it is there (docs/wire/ram.md §2).
+    fn host_page_size(&self, reader: &mut Reader<'_>, name: Name<'_>) -> Result<Option<u64>, Stop> {
+        let Some(advised) = self.advised else { return Ok(None) };
+        let Some(local) = &self.options.postcopy else {
+            // Only behind an address there is nothing to tell it by: an address may be any number.
+            return if self.ignore_shared {
+                Ok(None)
+            } else {
+                self.told_page_size(reader, advised)
+            };
+        };
+        let mut unusual = local.unusual_blocks.iter();
+        let Some(&(_, local)) = unusual.find(|(block, _)| **block == *name) else {
+            return Ok(None);
+        };
+        let at = reader.at();
+        let found = reader.u64()?;
+        if found != local {
+            return fail(at, Kind::HostPageSize { block: lossy(&name), found, local });
+        }
+        Ok(Some(found))
+    }
+
+    /// The same where nobody said which blocks have one: what else may stand there is the next
+    /// entry, whose name is never empty, or a record, whose word has a flag.
+    fn told_page_size(&self, reader: &mut Reader<'_>, advised: u64) -> Result<Option<u64>, Stop> {
+        /// Twice the smallest host page there is: below it no size is unusual.
+        const SMALLEST: u64 = 8192;
+        if reader.peek_u8()? != 0 {
+            return Ok(None);
+        }
+        let found = reader.peek_u64()?;
+        let told = found.is_power_of_two()
+            && found >= SMALLEST
+            && found & self.flag_mask() == 0
+            && found & advised != 0;
+        if !told {
+            return Ok(None);
+        }
+        reader.u64().map(Some)
     }
 }

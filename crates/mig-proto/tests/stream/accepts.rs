@@ -2,10 +2,13 @@
 //! a decoder that is stricter than a real destination refuses streams that real sources send.
 
 use mig_proto::encode::{self, Block};
-use mig_proto::{Command, Configuration, Delta, Options, RamWord, SectionHeader, SectionKind};
+use mig_proto::{
+    Advise, Command, Configuration, DecodeErrorKind as Kind, Delta, Options, RamWord,
+    SectionHeader, SectionKind,
+};
 
 use crate::small::{self, PAGE, end_of_records, name, pc_ram};
-use crate::support::{Run, run_whole};
+use crate::support::{Run, run, run_whole};
 
 /// The stream is right, and comes back to the byte.
 #[track_caller]
@@ -121,6 +124,66 @@ fn postcopy_may_be_advised_and_never_come() {
     stream.extend_from_slice(&encode::vmdescription_header(2));
     stream.extend_from_slice(b"{}");
     assert_eq!(accepted(&stream).count("VmDescription"), 2);
+}
+
+/// Up to a START section in which `list` is the block list; ADVISE names pages of 4 KiB and 2 MiB.
+fn advised(list: &[u8]) -> Vec<u8> {
+    let mut stream = encode::FILE_HEADER.to_vec();
+    encode::configuration(&mut stream, &Configuration::new(b"pc").expect("short"));
+    let advise = Advise { page_sizes: 0x20_1000, target_page_size: 0x1000 };
+    commands(&mut stream, &[Command::PostcopyAdvise(Some(advise))]);
+    small::ram(&mut stream, SectionKind::Start);
+    stream.extend_from_slice(list);
+    stream
+}
+
+/// What a source with huge pages says to one that was told nothing about them.
+#[test]
+fn a_host_page_size_that_nobody_announced_is_told_by_its_value() {
+    let list = b"\
+        \0\0\0\0\0\x60\x10\x04\
+        \x01a\0\0\0\0\0\x20\0\0\0\0\0\0\0\x20\0\0\
+        \x01b\0\0\0\0\0\0\x10\0\
+        \x01c\0\0\0\0\0\x40\0\0\0\0\0\0\0\x20\0\0";
+    for flush in [&b""[..], b"\0\0\0\0\0\0\x02\0", b"\0\0\0\0\0\0\0\x80"] {
+        let mut stream = advised(&[&list[..], flush].concat());
+        end_of_records(&mut stream);
+        stream.push(encode::EOF);
+        let whole = run_whole(Options::default(), &stream);
+        assert_eq!(whole.bytes, stream);
+        let list = whole.events.iter().find(|event| event.starts_with("BlockList")).expect("one");
+        assert_eq!(list.matches("host_page_size: Some(2097152)").count(), 2, "{list}");
+        assert_eq!(list.matches("host_page_size: None").count(), 1, "{list}");
+        for cut in 0..stream.len() {
+            let (front, back) = stream.split_at(cut);
+            assert_eq!(run(Options::default(), [front, back]), whole, "cut at {cut}");
+        }
+        assert_eq!(run(Options::default(), stream.chunks(1)), whole);
+    }
+}
+
+/// Only what ADVISE names is such a word; anything else is what it would be without ADVISE.
+#[test]
+fn what_advise_does_not_name_is_no_host_page_size() {
+    for word in [0, 0x1000, 0x2000, 0x4000_0000, 0x20_1000, 0x20_0010, 1 << 63] {
+        let mut list = b"\0\0\0\0\0\x20\x10\x04\x01a\0\0\0\0\0\x20\0\0".to_vec();
+        list.extend_from_slice(&u64::to_be_bytes(word));
+        list.extend_from_slice(b"\x01b\0\0\0\0\0\0\x10\0");
+        let mut stream = advised(&list);
+        end_of_records(&mut stream);
+        let at = advised(&list[..18]).len() as u64;
+        let error = run(Options::default(), [&stream[..]]).error.expect("rejected");
+        if word < 1 << 56 {
+            assert_eq!((error.position, error.kind), (at, Kind::EmptyBlockName), "{word:#x}");
+        }
+    }
+    // And without ADVISE none is.
+    let mut stream = small::preamble();
+    small::ram(&mut stream, SectionKind::Start);
+    let block = Block { host_page_size: Some(0x20_0000), ..Block::new(pc_ram(), 0x20_0000) };
+    encode::block_list(&mut stream, [block].into_iter());
+    end_of_records(&mut stream);
+    assert!(run(Options::default(), [&stream[..]]).error.is_some());
 }
 
 #[test]
