@@ -211,6 +211,57 @@ async fn what_speaks_to_one_destination_only_is_answered_and_not_kept() {
     assert_eq!(answers, messages(&expected));
 }
 
+/// A stream of a source whose blocks have huge pages, with ADVISE and what it brings, or without both.
+fn huge_pages(advised: bool) -> Vec<u8> {
+    let mut out = encode::FILE_HEADER.to_vec();
+    encode::configuration(&mut out, &Configuration::new(b"pc-test").unwrap());
+    if advised {
+        let advise = Advise { page_sizes: 0x20_1000, target_page_size: 4096 };
+        encode::command(&mut out, &Command::PostcopyAdvise(Some(advise)));
+    }
+    encode::section(&mut out, &section(SectionKind::Start, 2, "ram"));
+    let huge = |text, used_length| encode::Block {
+        host_page_size: advised.then_some(0x20_0000),
+        ..encode::Block::new(name(text), used_length)
+    };
+    let blocks =
+        [huge("pc.ram", 0x80_0000), encode::Block::new(name("rom"), 4096), huge("b", 0x20_0000)];
+    encode::block_list(&mut out, blocks.into_iter());
+    encode::ram_word(&mut out, RamWord::EOS);
+    out.extend_from_slice(&encode::footer(2));
+    encode::section(&mut out, &section(SectionKind::End, 2, "ram"));
+    encode::zero_page(&mut out, RamWord::zero(4096), name("pc.ram"));
+    encode::ram_word(&mut out, RamWord::EOS);
+    out.extend_from_slice(&encode::footer(2));
+    out.push(encode::EOF);
+    out.extend_from_slice(&encode::vmdescription_header(2));
+    out.extend_from_slice(b"{}");
+    out
+}
+
+#[tokio::test]
+async fn host_page_sizes_that_only_advise_brings_are_not_kept() {
+    let (memory, outcome, _) = record(&huge_pages(true), hasty()).await;
+    let recorded = outcome.unwrap();
+    assert_eq!(recorded.info.ram.total, 0xa0_1000);
+    assert_eq!(memory.committed().unwrap(), huge_pages(false));
+    assert_eq!(recorded.bytes, huge_pages(false).len() as u64);
+}
+
+#[tokio::test]
+async fn a_block_list_that_comes_byte_by_byte_is_kept_without_them_too() {
+    let bytes = huge_pages(true);
+    let memory = Memory::default();
+    // So narrow that every read brings one byte.
+    let (ours, theirs) = memory_pair(1);
+    let mut listener = One::new(theirs);
+    let recorder = Recorder::new(hasty());
+    let recording = recorder.run(&mut listener, Box::new(memory.clone()), None);
+    let (outcome, _) = tokio::join!(recording, play(ours, &bytes));
+    outcome.unwrap();
+    assert_eq!(memory.committed().unwrap(), huge_pages(false));
+}
+
 #[tokio::test]
 async fn a_plain_stream_is_kept_byte_for_byte_and_nobody_is_told() {
     let (memory, outcome, answers) = record(&stream(Extras::None), hasty()).await;

@@ -76,7 +76,15 @@ impl Keeper {
         match command {
             Command::OpenReturnPath => return Ok(Some(Ask::OpenReturnPath)),
             Command::Ping(value) => return Ok(Some(Ask::Pong(*value))),
-            Command::PostcopyAdvise(advise) => self.advised |= advise.is_some(),
+            Command::PostcopyAdvise(Some(_)) => {
+                self.advised = true;
+                // Told now, while it can still be avoided: docs/wire/stream.md §8.4.
+                tracing::warn!(
+                    "the source has postcopy-ram on and may switch to postcopy, which a recording refuses; QEMU can \
+                     then be left in postcopy-paused with its guest stopped: do not start postcopy \
+                     (migrate-start-postcopy), or switch postcopy-ram off at the source"
+                );
+            }
             Command::PostcopyListen
             | Command::PostcopyRun
             | Command::PostcopyResume
