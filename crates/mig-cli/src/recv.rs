@@ -1,6 +1,7 @@
 //! `mig recv`: be a migration destination.
 
 use std::{
+    cell::OnceCell,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -9,7 +10,10 @@ use std::{
 
 use mig::{
     ListenOptions,
-    engine::{Deadlines, Discard, RecordOptions, Recorded, Recorder, StreamSink, WriteSink},
+    engine::{
+        Deadlines, Discard, MigrationHandle, RecordOptions, Recorded, Recorder, StreamSink,
+        WriteSink,
+    },
     transport::{Address, MigrationAddress},
 };
 
@@ -42,10 +46,10 @@ enum Keep {
 /// Runs the command.
 pub(crate) fn run(flags: &RecvFlags) -> Outcome {
     let talk = Talk::new(flags.quiet, flags.json);
-    let outcome = plan(flags).and_then(|plan| block_on(record(plan, &talk)));
+    let begun = OnceCell::new();
+    let outcome = plan(flags).and_then(|plan| block_on(record(plan, &talk, &begun)));
     if let Err(failure) = &outcome {
-        // `record` tells more when it got so far as to know more.
-        talk.object(&result::failed(failure, None));
+        talk.object(&result::failed(failure, begun.get()));
     }
     outcome
 }
@@ -96,8 +100,10 @@ fn patient() -> Deadlines {
     deadlines
 }
 
-async fn record(plan: Plan, talk: &Talk) -> Outcome {
+async fn record(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
     let mut signals = Signals::catch()?;
+    let recorder = Recorder::new(plan.options);
+    let handle = begun.get_or_init(|| recorder.handle());
     warn_if_open(&plan.address, talk);
     let sink: Box<dyn StreamSink> = match &plan.keep {
         Keep::Nowhere => Box::new(Discard),
@@ -105,11 +111,9 @@ async fn record(plan: Plan, talk: &Talk) -> Outcome {
         Keep::File(path) => mig::file_sink(path)?,
     };
     let mut listener = mig::listener(&plan.address, &plan.listen).await?;
-    let recorder = Recorder::new(plan.options);
-    let handle = recorder.handle();
     let progress = talk.progress("receiving", None);
     let work = recorder.run(&mut *listener, sink, None);
-    let recorded = supervise(talk, &handle, &mut signals, plan.timeout, progress, work).await?;
+    let recorded = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;
     tell(&recorded, &plan.keep, talk);
     Ok(())
 }

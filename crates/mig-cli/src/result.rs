@@ -1,7 +1,7 @@
 //! The last line of `recv --json` and `send --json`.
 
 use mig::{
-    engine::{MigrationInfo, PageCounts},
+    engine::{MigrationHandle, MigrationInfo, PageCounts, RecordOptions, Recorder},
     transport::Blame,
 };
 use serde_json::{Value, json};
@@ -23,9 +23,13 @@ pub(crate) fn completed(
     value
 }
 
-/// One that did not. `info` is missing where it never began.
-pub(crate) fn failed(failure: &Failure, info: Option<&MigrationInfo>) -> Value {
-    let mut value = info.map_or_else(|| json!({}), base);
+/// One that did not. `begun` is missing where it never began: all numbers are zero then.
+pub(crate) fn failed(failure: &Failure, begun: Option<&MigrationHandle>) -> Value {
+    let info = match begun {
+        Some(handle) => handle.info(),
+        None => Recorder::new(RecordOptions::default()).handle().info(),
+    };
+    let mut value = base(&info);
     let cancelled = failure.blame == Blame::Cancelled;
     value["status"] = if cancelled { "cancelled" } else { "failed" }.into();
     value["confirmed"] = false.into();

@@ -1,6 +1,7 @@
 //! `mig send`: be a migration source.
 
 use std::{
+    cell::OnceCell,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -10,8 +11,8 @@ use std::{
 use mig::{
     ConnectOptions,
     engine::{
-        Piece, ReplayOptions, Replayed, Replayer, ReturnPathWish, StoredStream, StreamWalk,
-        walk_stored,
+        MigrationHandle, Piece, ReplayOptions, Replayed, Replayer, ReturnPathWish, StoredStream,
+        StreamWalk, walk_stored,
     },
     proto::DecodeError,
     transport::{Blame, MigrationAddress},
@@ -44,9 +45,10 @@ enum From {
 /// Runs the command.
 pub(crate) fn run(flags: &SendFlags) -> Outcome {
     let talk = Talk::new(flags.quiet, flags.json);
-    let outcome = plan(flags).and_then(|plan| block_on(replay(plan, &talk)));
+    let begun = OnceCell::new();
+    let outcome = plan(flags).and_then(|plan| block_on(replay(plan, &talk, &begun)));
     if let Err(failure) = &outcome {
-        talk.object(&result::failed(failure, None));
+        talk.object(&result::failed(failure, begun.get()));
     }
     outcome
 }
@@ -74,16 +76,16 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     Ok(Plan { from, address, options, connect, timeout: flags.timeout.map(|limit| limit.0) })
 }
 
-async fn replay(mut plan: Plan, talk: &Talk) -> Outcome {
+async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
     let mut signals = Signals::catch()?;
     let opened = open(&plan.from)?;
     plan.options.stream = opened.stored.inform(plan.options.stream);
-    let connector = mig::connector(&plan.address, &plan.connect)?;
     let replayer = Replayer::new(plan.options);
-    let handle = replayer.handle();
+    let handle = begun.get_or_init(|| replayer.handle());
+    let connector = mig::connector(&plan.address, &plan.connect)?;
     let progress = talk.progress("sending", opened.len);
     let work = replayer.run(&*connector, opened.input, &opened.name);
-    let replayed = supervise(talk, &handle, &mut signals, plan.timeout, progress, work).await?;
+    let replayed = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;
     tell(&replayed, &plan.address, talk);
     Ok(())
 }

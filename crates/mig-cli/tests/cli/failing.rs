@@ -7,11 +7,48 @@ use std::{
     process::{Child, Command},
 };
 
+use serde_json::Value;
+
 use crate::support::{Listening, MIG, Scratch, assert_exit, corpus, last_json, mig, run, stderr};
 
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
     assert!(status.success());
+}
+
+/// What every last line has, however it ended.
+#[track_caller]
+fn has_the_numbers(last: &Value) {
+    assert!(last["ram"]["transferred"].is_u64(), "{last}");
+    assert!(last["total-time"].is_u64() && last["downtime"].is_number(), "{last}");
+    assert_eq!(last["confirmed"], false);
+    assert!(last["error"]["kind"].is_string(), "{last}");
+}
+
+#[test]
+fn the_last_line_has_the_numbers_where_nothing_began_too() {
+    for arguments in [&["recv", "tcp:["][..], &["send", "/nonexistent", "exec:cat"]] {
+        let output = run(mig(arguments).arg("--json"));
+        assert_exit(&output, 2);
+        let last = last_json(&output);
+        has_the_numbers(&last);
+        assert_eq!(last["total-time"], 0);
+    }
+}
+
+#[test]
+fn a_recording_that_fails_tells_how_far_it_came() {
+    let stored = corpus("pc");
+    let recv = Listening::start(&["recv", "tcp:127.0.0.1:0", "--json"]);
+    let address = recv.uri.strip_prefix("tcp:").unwrap().to_owned();
+    TcpStream::connect(address).unwrap().write_all(&stored[..100_000]).unwrap();
+    let output = recv.finish();
+    assert_exit(&output, 3);
+    let last = last_json(&output);
+    assert_eq!(last["status"], "failed");
+    has_the_numbers(&last);
+    assert!(last["ram"]["total"].as_u64().unwrap() >= 32 << 20, "{last}");
+    assert!(last["ram"]["transferred"].as_u64().unwrap() > 50_000, "{last}");
 }
 
 #[test]
@@ -23,7 +60,9 @@ fn a_signal_while_waiting_leaves_nothing() {
         signal(&recv.child, name);
         let output = recv.finish();
         assert_exit(&output, 4);
-        assert_eq!(last_json(&output)["status"], "cancelled");
+        let last = last_json(&output);
+        assert_eq!(last["status"], "cancelled");
+        has_the_numbers(&last);
         assert!(scratch.names().is_empty(), "{:?}", scratch.names());
     }
 }
@@ -67,6 +106,9 @@ fn a_signal_ends_a_sender_and_its_command() {
     signal(&send, "INT");
     let output = crate::support::finish(send);
     assert_exit(&output, 4);
+    let last = last_json(&output);
+    assert_eq!(last["status"], "cancelled");
+    has_the_numbers(&last);
     let alive = fs::read_to_string(format!("/proc/{pid}/stat"));
     assert!(alive.is_err() || alive.is_ok_and(|stat| stat.contains(") Z ")), "the command lives");
 }
@@ -210,5 +252,8 @@ fn a_destination_that_gives_up_fails_the_send() {
     let output = crate::support::finish(send);
     assert_exit(&output, 1);
     assert!(stderr(&output).contains("SHUT 1"), "{}", stderr(&output));
-    assert_eq!(last_json(&output)["error"]["kind"], "peer-incompatible");
+    let last = last_json(&output);
+    assert_eq!(last["error"]["kind"], "peer-incompatible");
+    has_the_numbers(&last);
+    assert!(last["ram"]["transferred"].as_u64().unwrap() >= 10_000, "{last}");
 }

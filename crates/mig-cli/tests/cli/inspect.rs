@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Write, net::TcpStream};
 
-use crate::support::{Listening, Scratch, assert_exit, corpus, mig, run, stderr};
+use crate::support::{Listening, Scratch, all_streams, assert_exit, corpus, mig, run, stderr};
 use serde_json::{Value, json};
 
 #[track_caller]
@@ -76,6 +76,50 @@ fn items_follow_each_other_without_a_gap() {
     }
     let last = items.last().unwrap();
     assert_eq!(number(last, "offset") + number(last, "size"), number(&report, "bytes"));
+}
+
+/// The bytes at an item's offset are what the item says, and its end is where its footer ends.
+#[track_caller]
+fn is_there(item: &Value, stream: &[u8]) {
+    let number = |key: &str| item[key].as_u64().unwrap();
+    let offset = usize::try_from(number("offset")).unwrap();
+    let end = offset + usize::try_from(number("size")).unwrap();
+    let bytes = &stream[offset..end];
+    let kind = item["kind"].as_str().unwrap();
+    let types = ["eof", "start", "part", "end", "full", "", "vmdescription", "", "command"];
+    assert_eq!(types[usize::from(bytes[0])], kind, "{item}");
+    if matches!(kind, "start" | "part" | "end" | "full") {
+        let id = u32::try_from(number("section_id")).unwrap().to_be_bytes();
+        assert_eq!(bytes[1..5], id, "{item}");
+        assert_eq!(bytes[bytes.len() - 5], 0x7e, "{item}");
+        assert_eq!(bytes[bytes.len() - 4..], id, "{item}");
+    }
+    if matches!(kind, "start" | "full") {
+        let idstr = item["idstr"].as_str().unwrap().as_bytes();
+        assert_eq!(usize::from(bytes[5]), idstr.len(), "{item}");
+        assert_eq!(&bytes[6..6 + idstr.len()], idstr, "{item}");
+    }
+    if kind == "command" {
+        let numbers = [(1, "OPEN_RETURN_PATH"), (2, "PING"), (11, "SWITCHOVER_START")];
+        let expected = (bytes[2], item["command"].as_str().unwrap());
+        assert!(numbers.contains(&expected), "{item}");
+    }
+}
+
+#[test]
+fn every_stored_stream_is_complete_and_its_items_are_where_they_say() {
+    let scratch = Scratch::new();
+    let streams = all_streams();
+    assert!(streams.len() >= 6);
+    for (name, stream) in streams {
+        let file = scratch.write(&name, &stream);
+        let report = object(&["inspect", &file, "--json"], 0);
+        assert_eq!(report["complete"], true, "{name}");
+        assert_eq!(report["bytes"], stream.len(), "{name}");
+        let items = report["items"].as_array().unwrap();
+        assert!(items.len() > 20, "{name}");
+        items.iter().for_each(|item| is_there(item, &stream));
+    }
 }
 
 #[test]

@@ -157,6 +157,22 @@ impl Drop for Scratch {
     }
 }
 
+/// Every stream of a real QEMU that the repository keeps, with its name.
+pub(crate) fn all_streams() -> Vec<(String, Vec<u8>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut streams = Vec::new();
+    for folder in ["../mig-proto/tests/data", "../../tests/data"] {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "zst") {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                streams.push((name, zstd::decode_all(fs::File::open(path).unwrap()).unwrap()));
+            }
+        }
+    }
+    streams
+}
+
 /// A stream that a real QEMU wrote: `pc` or `q35`.
 pub(crate) fn corpus(machine: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -137,6 +137,24 @@ fn from_stdin_and_to_stdout() {
 }
 
 #[test]
+fn a_source_that_may_switch_to_postcopy_is_warned_about_in_time() {
+    let scratch = Scratch::new();
+    let stored = corpus("q35");
+    // POSTCOPY_ADVISE in its long form behind CONFIGURATION.
+    let mut advise = vec![8, 0, 3, 0, 16];
+    advise.extend([0x1000_u64.to_be_bytes(), 0x1000_u64.to_be_bytes()].concat());
+    let mut stream = stored.clone();
+    stream.splice(24..24, advise);
+    let file = scratch.write("advised.mig", &stream);
+    let kept = scratch.file("kept.mig");
+    let output = run(&mut mig(&["recv", &format!("exec:cat '{file}'"), "--save", &kept]));
+    assert_exit(&output, 0);
+    let said = stderr(&output);
+    assert!(said.contains("WARN") && said.contains("migrate-start-postcopy"), "{said}");
+    assert_eq!(fs::read(&kept).unwrap(), stored);
+}
+
+#[test]
 fn quiet_says_nothing() {
     let scratch = Scratch::new();
     let file = scratch.write("stored.mig", &corpus("pc"));
