@@ -4,9 +4,10 @@ use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts it: warnings without `-v`, then more; RUST_LOG overrides.
-pub(crate) fn start(verbose: u8) {
+/// Starts it: warnings without `-v`, none with `--quiet`, then more; RUST_LOG overrides.
+pub(crate) fn start(verbose: u8, quiet: bool) {
     let level = match verbose {
+        0 if quiet => "error",
         0 => "warn",
         1 => "info",
         2 => "debug",

@@ -31,7 +31,7 @@ use crate::{
 fn main() -> ExitCode {
     // clap leaves with 2 on wrong usage, and with 0 after --help.
     let cli = Cli::parse();
-    logging::start(cli.verbose);
+    logging::start(cli.verbose, cli.command.is_quiet());
     let outcome = match &cli.command {
         Command::Bench(flags) => bench::run(flags),
         Command::Recv(flags) => recv::run(flags),

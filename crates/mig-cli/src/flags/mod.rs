@@ -65,6 +65,19 @@ pub(crate) enum Command {
     Doctor(DoctorFlags),
 }
 
+impl Command {
+    /// Whether remarks are unwanted.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Self::Bench(flags) => flags.quiet,
+            Self::Recv(flags) => flags.quiet,
+            Self::Send(flags) => flags.quiet,
+            Self::Inspect(flags) => flags.quiet,
+            Self::Doctor(_) => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -152,6 +152,9 @@ fn a_source_that_may_switch_to_postcopy_is_warned_about_in_time() {
     let said = stderr(&output);
     assert!(said.contains("WARN") && said.contains("migrate-start-postcopy"), "{said}");
     assert_eq!(fs::read(&kept).unwrap(), stored);
+    let output = run(&mut mig(&["recv", &format!("exec:cat '{file}'"), "--quiet"]));
+    assert_exit(&output, 0);
+    assert_eq!(stderr(&output), "");
 }
 
 #[test]
