@@ -105,24 +105,18 @@ async fn attempt(
             what: format!("cannot connect from bind={}: {error}", local.ip()),
         })?;
     }
-    Ok(connect(socket, address, settings).await)
+    if address.ip().is_loopback() && settings.congestion.is_none() {
+        suit_loopback(SockRef::from(&socket));
+    }
+    Ok(connect(socket, address).await)
 }
 
 /// # Cancel safety
 ///
 /// Dropping the future closes the socket.
-async fn connect(
-    socket: socket2::Socket,
-    address: SocketAddr,
-    settings: &Settings,
-) -> io::Result<Channel> {
+async fn connect(socket: socket2::Socket, address: SocketAddr) -> io::Result<Channel> {
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
     let local = stream.local_addr().ok();
-    let same_machine =
-        address.ip().is_loopback() || local.is_some_and(|local| local.ip() == address.ip());
-    if same_machine && settings.congestion.is_none() {
-        suit_loopback(SockRef::from(&stream));
-    }
     channel(stream.into_std()?, local, address)
 }
 

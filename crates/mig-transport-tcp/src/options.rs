@@ -18,8 +18,8 @@ pub struct TcpOptions {
     /// is given up. Default 120 s: a destination may stop reading for a while when its disk or its memory is slow, and
     /// a dead link is still noticed in minutes rather than hours. `None` leaves it to the system.
     pub user_timeout: Option<Duration>,
-    /// The congestion control to use; `None` is the system's, and reno from a machine to itself, where pacing costs a
-    /// third of the processor time and buys nothing.
+    /// The congestion control to use; `None` is the system's, and reno on the loopback, where pacing costs a third of the
+    /// processor time and buys nothing.
     pub congestion: Option<String>,
     /// Connections the kernel completes before they are accepted. Default 128: QEMU's 1 lets a single stranger fill it.
     pub backlog: u32,

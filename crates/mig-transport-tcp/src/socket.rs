@@ -66,8 +66,9 @@ pub(crate) fn apply(socket: SockRef<'_>, settings: &Settings) -> Result<()> {
 /// What Linux always has and lets everybody use.
 const LOOPBACK_CONGESTION: &str = "reno";
 
-/// On the way from a machine to itself nothing is lost and nobody is to be fair to: pacing, as bbr does it, costs a third
-/// of the processor time there and buys nothing (docs/performance.md). Only where nobody chose a congestion control.
+/// On the loopback nothing is lost and nobody is to be fair to: pacing, as bbr does it, costs a third of the processor
+/// time there and buys nothing (docs/performance.md). Only where nobody chose a congestion control, and before the
+/// socket connects: a socket that bbr once had goes on pacing under its successor.
 pub(crate) fn suit_loopback(socket: SockRef<'_>) {
     if let Err(error) = socket.set_tcp_congestion(LOOPBACK_CONGESTION.as_bytes()) {
         tracing::debug!(%error, LOOPBACK_CONGESTION, "the system's congestion control stays");
