@@ -1,4 +1,4 @@
-//! How much memory `mig recv` takes, for a short stream and for one twenty times as long.
+//! How much memory `mig recv` takes, for a short stream and for one ten times as long.
 
 use std::{
     env,
@@ -22,8 +22,9 @@ use crate::{
 
 const PAGE: usize = 4096;
 const RAM_PAGES: usize = 16 << 10;
-const SHORT_ROUNDS: usize = 1;
-const LONG_ROUNDS: usize = 20;
+// Long enough for every buffer to have been used once.
+const SHORT_ROUNDS: usize = 4;
+const LONG_ROUNDS: usize = 40;
 const MIB: f64 = (1u64 << 20) as f64;
 
 pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
