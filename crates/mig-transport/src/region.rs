@@ -200,7 +200,7 @@ impl fmt::Debug for RegionSlice {
     }
 }
 
-/// Orders what this thread [streamed](Region::stream_in_at) into regions before everything it does next.
+/// Orders what this thread streamed (`stream_in_at`) into regions before everything it does next.
 pub fn publish_streamed() {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: an instruction without operands; SSE is part of x86-64. Release stores alone do not wait for streamed ones.
