@@ -46,11 +46,11 @@ impl dyn Region + '_ {
         Ok(())
     }
 
-    /// [`copy_in_at`](Self::copy_in_at) past the cache, for pages that arrive: they are not read again soon, and writing
+    /// `copy_in_at` past the cache, for pages that arrive: they are not read again soon, and writing
     /// them through the cache would first read their old content from memory. Faster for whole pages, where the
     /// processor knows how.
     ///
-    /// Other threads may see the bytes late, until this thread called [`publish_streamed`].
+    /// Other threads may see the bytes late, until this thread called [`publish_streamed`](crate::publish_streamed).
     pub fn stream_in_at(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRegion> {
         let to = self.checked(offset, from.len())?;
         #[cfg(target_arch = "x86_64")]
