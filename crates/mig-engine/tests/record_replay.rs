@@ -399,6 +399,30 @@ async fn a_cancelled_recording_is_dropped_and_the_source_told() {
 }
 
 #[tokio::test]
+async fn a_source_that_reads_no_answers_does_not_hold_up_a_cancel() {
+    let memory = Memory::default();
+    // One PONG fits, the verdict behind it does not.
+    let (mut ours, theirs) = memory_pair(8);
+    let mut listener = One::new(theirs);
+    let recorder = Recorder::new(hasty());
+    let handle = recorder.handle();
+    let recording = recorder.run(&mut listener, Box::new(memory.clone()), None);
+    let mut sender = ours.take_sender().unwrap();
+    let playing = async {
+        sender.write_all(&stream(Extras::All)).await.unwrap();
+        while memory.committed().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        handle.cancel();
+    };
+    let (outcome, ()) = tokio::join!(recording, playing);
+    let error = outcome.unwrap_err();
+    assert_eq!(error.owner(), Owner::Unknown);
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(cause.as_deref(), Some("cancelled"));
+}
+
+#[tokio::test]
 async fn a_source_that_falls_silent_runs_into_the_idle_deadline() {
     let (mut ours, theirs) = memory_pair(BUFFER);
     let mut listener = One::new(theirs);
@@ -540,18 +564,92 @@ async fn a_destination_that_gives_up_is_named_with_the_place() {
     }
 }
 
+/// Where the description begins: what comes before ends in the EOF.
+fn description_at(stored: &[u8]) -> usize {
+    stored.len() - b"{}".len() - 5
+}
+
+/// Reads up to the EOF, with what the replayer puts in, and not a byte further.
+async fn read_to_eof(receiver: &mut mig_transport::Receiver, stored: &[u8]) {
+    let mut got = vec![0; description_at(stored) + 5 + 9];
+    receiver.read_exact(&mut got).await.unwrap();
+    assert_eq!(got.last(), Some(&encode::EOF));
+}
+
 #[tokio::test]
 async fn a_verdict_before_the_last_byte_is_success() {
     let stored = stream(Extras::None);
-    let (ours, theirs) = memory_pair(512);
+    // The description does not fit, so it cannot have left before the verdict.
+    let (ours, mut theirs) = memory_pair(4);
     let connector = One::new(ours);
-    let verdict = messages(&[Message::Shut { status: 0 }]);
-    let (replayed, got) = tokio::join!(
+    let mut sender = theirs.take_sender().unwrap();
+    let mut receiver = theirs.take_receiver().unwrap();
+    let destination = async {
+        read_to_eof(&mut receiver, &stored).await;
+        sender.write_all(&messages(&[Message::Shut { status: 0 }])).await.unwrap();
+        let mut rest = Vec::new();
+        receiver.read_to_end(&mut rest).await.unwrap();
+        rest
+    };
+    let (replayed, rest) = tokio::join!(
         replayer(ReturnPathWish::Always).run(&connector, input(&stored), "stored"),
-        play(theirs, &verdict),
+        destination,
     );
     assert!(replayed.unwrap().confirmed);
-    assert!(got.ends_with(b"{}"), "the rest was still sent");
+    assert!(rest.ends_with(b"{}"), "the rest was still sent");
+}
+
+#[tokio::test]
+async fn a_verdict_before_the_end_of_the_stream_is_a_lie() {
+    let stored = stream(Extras::None);
+    let (ours, mut theirs) = memory_pair(64);
+    let connector = One::new(ours);
+    let mut sender = theirs.take_sender().unwrap();
+    // Nobody reads, so the end cannot have left.
+    sender.write_all(&messages(&[Message::Shut { status: 0 }])).await.unwrap();
+    let outcome = replayer(ReturnPathWish::Always).run(&connector, input(&stored), "stored").await;
+    let error = outcome.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::PeerMisbehaved, Owner::Source));
+}
+
+#[tokio::test]
+async fn a_replay_cancelled_behind_the_end_of_the_stream_does_not_know_the_owner() {
+    let stored = stream(Extras::None);
+    let (ours, mut theirs) = memory_pair(BUFFER);
+    let connector = One::new(ours);
+    let replayer = replayer(ReturnPathWish::Always);
+    let handle = replayer.handle();
+    let mut receiver = theirs.take_receiver().unwrap();
+    let cancelling = async {
+        read_to_eof(&mut receiver, &stored).await;
+        handle.cancel();
+    };
+    let (outcome, ()) =
+        tokio::join!(replayer.run(&connector, input(&stored), "stored"), cancelling);
+    let error = outcome.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::Cancelled, Owner::Unknown));
+    let _open_until_here = theirs.take_sender();
+}
+
+#[tokio::test]
+async fn a_link_that_breaks_behind_the_end_of_the_stream_does_not_tell_the_owner() {
+    let stored = stream(Extras::None);
+    let (ours, mut theirs) = memory_pair(4);
+    let connector = One::new(ours);
+    let mut receiver = theirs.take_receiver().unwrap();
+    let sender = theirs.take_sender().unwrap();
+    let destination = async {
+        read_to_eof(&mut receiver, &stored).await;
+        // The description finds nobody; nor does a verdict come.
+        drop(receiver);
+    };
+    let (outcome, ()) = tokio::join!(
+        replayer(ReturnPathWish::Always).run(&connector, input(&stored), "stored"),
+        destination,
+    );
+    let error = outcome.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::Io, Owner::Unknown));
+    drop(sender);
 }
 
 #[tokio::test]
@@ -583,6 +681,7 @@ async fn a_cancelled_replay_ends_and_cuts_the_channel() {
     // Nobody reads at the other end, so the replay cannot end by itself.
     let (outcome, ()) =
         tokio::join!(replayer.run(&connector, input(&stored), "stored"), cancelling);
-    assert_eq!(outcome.unwrap_err().blame(), Blame::Cancelled);
+    let error = outcome.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::Cancelled, Owner::Source));
     drop(theirs);
 }

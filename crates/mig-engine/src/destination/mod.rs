@@ -111,7 +111,7 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// Whatever ended it. The guest was not started.
+    /// Whatever ended it. The guest was not started. A cancel that comes after it was is too late and no error.
     ///
     /// # Cancel safety
     ///
@@ -131,6 +131,16 @@ impl Destination {
                 () = shared.cancelled() => Err(Error::cancelled()),
                 outcome = drive => outcome,
             }
+        };
+        let outcome = match outcome {
+            // A cancel that finds the guest running came too late.
+            Err(error)
+                if error.blame() == Blame::Cancelled
+                    && progress.started.load(Ordering::Relaxed) =>
+            {
+                Ok(answers.is_open())
+            }
+            outcome => outcome,
         };
         let error = match outcome {
             Ok(confirmed) => {
@@ -204,6 +214,7 @@ impl Destination {
         self.guest.start(state).map_err(|error| {
             Error::misuse("the guest arrived and could not be started").caused_by(error)
         })?;
+        progress.started.store(true, Ordering::Relaxed);
         // Lets the source read the verdict before the connection goes.
         match drain(&mut reader, HANG_UP_GRACE).await {
             Ok(true) => {}
@@ -219,6 +230,7 @@ impl Destination {
 struct Progress {
     verdict_begun: AtomicBool,
     said: AtomicBool,
+    started: AtomicBool,
 }
 
 impl Progress {

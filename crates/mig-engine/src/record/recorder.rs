@@ -273,7 +273,13 @@ impl Session<'_, '_> {
         };
         let confirmed = answers.is_open();
         if confirmed {
-            answers.success().await.map_err(|error| {
+            let told = tokio::select! {
+                biased;
+                told = answers.success() => told,
+                // A source that reads no answers must not hold up who wants to go.
+                () = shared.cancelled() => Err(Error::cancelled()),
+            };
+            told.map_err(|error| {
                 Error::new(
                     Blame::Io,
                     "the stream is kept and complete, but the source could not be told: its guest probably goes on \

@@ -33,6 +33,8 @@ pub(super) enum Part {
     Stored(Range<usize>),
     /// Bytes of our own.
     Ours(Vec<u8>),
+    /// The final EOF comes next: from there on the destination may own the guest.
+    Verge,
 }
 
 impl Cutter {
@@ -71,6 +73,7 @@ impl Cutter {
             Event::BlockList { entries, .. } => {
                 self.total = entries.iter().map(|entry| entry.used_length).sum();
             }
+            Event::Eof { in_package: false } => self.parts.push(Part::Verge),
             Event::Trailing(_) => return Ok(()),
             _ => {}
         }

@@ -18,16 +18,13 @@ use crate::{
         cutter::{Cutter, Part},
         input::InputReader,
     },
-    source::{ReturnPath, Verdict, connect},
+    source::{AFTERMATH, Progress, ReturnPath, Verdict, connect, said_too_early},
     statistics::MigrationInfo,
     walk::{InputEnd, StreamWalk},
 };
 
 /// How long a destination's last words are waited for when writing to it failed.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// How long a destination that has everything may take over what is still owed to it.
-const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// What a replayer is told. Start from `ReplayOptions::default()` and change fields.
 #[derive(Clone, Debug)]
@@ -158,6 +155,7 @@ impl Replayer {
         shared.source_event(SourceEvent::Ready)?;
         let channel = stream.endpoint().to_string();
         let stop = stream.shutdown_handle();
+        let progress = Progress::default();
         let mut session = Session {
             writer,
             input,
@@ -165,17 +163,27 @@ impl Replayer {
             cutter: Cutter::new(answers.is_some()),
             name,
             shared,
+            progress: &progress,
         };
         let acknowledgement = self.options.deadlines.final_acknowledgement;
         let replayed = tokio::select! {
             replayed = session.run(answers, acknowledgement) => replayed,
             () = shared.cancelled() => Err(Error::cancelled()),
         };
-        replayed.map_err(|error| {
-            // Cut, not ended: what arrived must not look complete.
-            stop.shutdown();
-            error.on(channel).during(shared.status().as_str())
-        })
+        match replayed {
+            // A cancel that came after the verdict came too late.
+            Err(error)
+                if error.blame() == Blame::Cancelled && progress.owner() == Owner::Destination =>
+            {
+                session.reached_device()?;
+                Ok(session.replayed(true))
+            }
+            replayed => replayed.map_err(|error| {
+                // Cut, not ended: what arrived must not look complete.
+                stop.shutdown();
+                error.owned_by(progress.owner()).on(channel).during(shared.status().as_str())
+            }),
+        }
     }
 
     async fn open(
@@ -214,6 +222,8 @@ struct Session<'a> {
     cutter: Cutter,
     name: &'a str,
     shared: &'a Shared,
+    /// Who owns the guest, should it go wrong now.
+    progress: &'a Progress,
 }
 
 impl Session<'_> {
@@ -236,12 +246,16 @@ impl Session<'_> {
                 false
             }
         };
-        Ok(Replayed {
+        Ok(self.replayed(confirmed))
+    }
+
+    fn replayed(&self, confirmed: bool) -> Replayed {
+        Replayed {
             confirmed,
             bytes: self.writer.position(),
             pages: self.cutter.pages,
             info: self.shared.info(),
-        })
+        }
     }
 
     async fn send_and_listen(
@@ -249,50 +263,58 @@ impl Session<'_> {
         mut answers: ReturnPath,
         acknowledgement: Duration,
     ) -> Result<()> {
+        let progress = self.progress;
         // What came first; the other one goes on where it still matters.
         let early = {
             let mut sending = std::pin::pin!(self.send());
             tokio::select! {
                 sent = &mut sending => Err(sent),
                 verdict = answers.verdict() => {
-                    if let Ok(Verdict::Succeeded) = verdict {
+                    if matches!(verdict, Ok(Verdict::Succeeded)) && progress.owner() != Owner::Source {
+                        progress.set_owner(Owner::Destination);
                         // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody
                         // reads it is no failure any more.
-                        match tokio::time::timeout(AFTERMATH, sending).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => tracing::debug!(%error, "after the verdict"),
-                            Err(_elapsed) => tracing::debug!("the rest is not read"),
-                        }
+                        let rest = tokio::time::timeout(AFTERMATH, sending).await;
+                        tracing::debug!(?rest, "after the verdict");
                     }
                     Ok(verdict)
                 }
             }
         };
         match early {
-            Ok(Ok(Verdict::Succeeded)) => self.reached_device(),
-            Ok(verdict) => Err(self.refused(verdict)),
+            Ok(verdict) => self.decide(verdict),
             Err(Ok(())) => {
                 let verdict = within::<_, Error>(
                     "waiting for the destination's verdict",
                     acknowledgement,
                     answers.verdict(),
                 )
-                .await;
-                match verdict {
-                    Ok(Verdict::Succeeded) => Ok(()),
-                    Err(error) => Err(error.owned_by(Owner::Unknown)),
-                    refused => Err(self.refused(refused)),
-                }
+                .await?;
+                self.decide(Ok(verdict))
             }
             // The link's word for a destination that gave up is "broken pipe"; its own may be on the way.
             Err(Err(error)) if error.blame() == Blame::Io => {
                 match tokio::time::timeout(LAST_WORDS, answers.verdict()).await {
-                    Ok(Ok(Verdict::Succeeded)) => Ok(()),
+                    Ok(Ok(Verdict::Succeeded)) => self.decide(Ok(Verdict::Succeeded)),
                     Ok(Ok(verdict)) => Err(self.refused(Ok(verdict)).caused_by(error)),
                     Ok(Err(_)) | Err(_) => Err(error),
                 }
             }
             Err(Err(error)) => Err(error),
+        }
+    }
+
+    /// What the destination's word means.
+    fn decide(&self, verdict: Result<Verdict>) -> Result<()> {
+        match verdict {
+            Ok(Verdict::Succeeded) if self.progress.owner() == Owner::Source => {
+                Err(said_too_early())
+            }
+            Ok(Verdict::Succeeded) => {
+                self.progress.set_owner(Owner::Destination);
+                self.reached_device()
+            }
+            refused => Err(self.refused(refused)),
         }
     }
 
@@ -319,6 +341,10 @@ impl Session<'_> {
                 match part {
                     Part::Stored(place) => self.writer.write_all(&bytes[place]).await?,
                     Part::Ours(ours) => self.writer.write_all(&ours).await?,
+                    Part::Verge => {
+                        self.writer.flush().await?;
+                        self.progress.set_owner(Owner::Unknown);
+                    }
                 }
                 self.shared.statistics.transferred.set(self.writer.position());
             }
@@ -362,6 +388,9 @@ impl Session<'_> {
     /// The destination did not take the guest.
     fn refused(&self, verdict: Result<Verdict>) -> Error {
         let sent = self.writer.position();
+        if verdict.is_ok() {
+            self.progress.set_owner(Owner::Source);
+        }
         let how = match verdict {
             Ok(Verdict::Failed(status)) => format!("gave up (SHUT {status})"),
             Ok(Verdict::Closed) => "closed the channel without a verdict".into(),

@@ -63,6 +63,9 @@ const PART_TIME: Duration = Duration::from_millis(50);
 /// How long a destination's last words are waited for after the link broke.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
+/// How long a destination that has everything may take over what is still owed to it.
+pub(crate) const AFTERMATH: Duration = Duration::from_secs(10);
+
 /// A successful migration.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -160,7 +163,7 @@ impl Source {
     /// # Errors
     ///
     /// Whatever ended it; [`Error::owner`] tells who may run the guest. Unless that is unknown, the guest runs here
-    /// again if it ran before.
+    /// again if it ran before. A cancel that comes after the destination's yes is too late and no error.
     ///
     /// # Cancel safety
     ///
@@ -182,6 +185,16 @@ impl Source {
                 () = shared.cancelled() => Err(Error::cancelled()),
                 outcome = drive => outcome,
             }
+        };
+        let outcome = match outcome {
+            // A cancel that came after the verdict came too late: the guest is the destination's.
+            Err(error)
+                if error.blame() == mig_transport::Blame::Cancelled
+                    && progress.owner() == Owner::Destination =>
+            {
+                Ok(true)
+            }
+            outcome => outcome,
         };
         let outcome = match outcome {
             Ok(confirmed) => {
@@ -337,29 +350,38 @@ async fn send_listening(
     progress: &Progress,
 ) -> Result<()> {
     let mut send = pin!(send);
-    let mut decided = false;
-    let sent = loop {
-        tokio::select! {
-            biased;
-            sent = &mut send => break sent,
-            verdict = back.verdict(), if !decided => {
-                decide(verdict?, progress)?;
-                // It may say so before we have written the description that follows the end.
-                decided = true;
-            }
+    let sent = tokio::select! {
+        biased;
+        sent = &mut send => sent,
+        verdict = back.verdict() => {
+            decide(verdict?, progress)?;
+            // It may say so before we have written the description that follows the end. The rest is still owed; that
+            // nobody reads it is no failure any more.
+            let rest = tokio::time::timeout(AFTERMATH, send).await;
+            tracing::debug!(?rest, "after the verdict");
+            return Ok(());
         }
     };
     let Err(error) = sent else { return Ok(()) };
-    // A write that failed is often the echo of a destination that gave up and said why.
+    // A write that failed is often the echo of a destination that hung up after it said why.
     match tokio::time::timeout(LAST_WORDS, back.verdict()).await {
-        Ok(Ok(verdict @ Verdict::Failed(_))) => decide(verdict, progress),
+        Ok(Ok(verdict @ (Verdict::Succeeded | Verdict::Failed(_)))) => decide(verdict, progress),
         _ => Err(error),
     }
+}
+
+pub(crate) fn said_too_early() -> Error {
+    Error::peer_misbehaved(
+        "the destination said that it has everything (SHUT 0) before the end of the stream was sent: it cannot have \
+         the guest, look at its log",
+    )
 }
 
 /// What a verdict means for the guest.
 fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
     match verdict {
+        // The end has not left yet: nobody can have everything, and the guest may still be running here.
+        Verdict::Succeeded if progress.owner() == Owner::Source => Err(said_too_early()),
         Verdict::Succeeded => {
             progress.set_owner(Owner::Destination);
             Ok(())
@@ -386,13 +408,13 @@ fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
 
 /// What the failure path has to know.
 #[derive(Debug, Default)]
-struct Progress {
+pub(crate) struct Progress {
     guest_stopped: AtomicBool,
     owner: AtomicU8,
 }
 
 impl Progress {
-    fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> Owner {
         match self.owner.load(Ordering::Relaxed) {
             0 => Owner::Source,
             1 => Owner::Destination,
@@ -400,7 +422,7 @@ impl Progress {
         }
     }
 
-    fn set_owner(&self, owner: Owner) {
+    pub(crate) fn set_owner(&self, owner: Owner) {
         let number = match owner {
             Owner::Source => 0,
             Owner::Destination => 1,

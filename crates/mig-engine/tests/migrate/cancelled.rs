@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use mig_engine::{Event, Owner};
 use mig_proto::state::MigrationStatus;
+use mig_testkit::memory_pair;
 use mig_transport::Blame;
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{Arriving, BlackHole, Pair, Ready, channels, one_way};
 
@@ -96,4 +98,30 @@ async fn a_cancelled_destination_tells_the_source() {
     let sent = sent.unwrap_err();
     assert!(sent.to_string().contains("SHUT 1"), "{sent}");
     assert_eq!(pair.source_diary.entries(), ["stop", "resume"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_guest_was_started_it_is_too_late() {
+    let mut pair = Pair::new();
+    pair.source = pair.source.with_capabilities(one_way());
+    let (out, mut relayed) = channels();
+    let (mut relaying, into) = memory_pair(8 * 1024);
+    let mut from = relayed.take_receiver().unwrap();
+    let mut to = relaying.take_sender().unwrap();
+    let destination = pair.destination.handle();
+    let diary = pair.destination_diary.clone();
+    let operator = async {
+        tokio::io::copy(&mut from, &mut to).await.unwrap();
+        to.flush().await.unwrap();
+        // The destination waits for the end of the channel, which does not come.
+        while !diary.has("start") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        destination.cancel();
+    };
+    let ((sent, received), ()) = tokio::join!(pair.run(out, into), operator);
+    assert!(!sent.unwrap().confirmed);
+    assert!(!received.unwrap().confirmed);
+    assert_eq!(pair.destination.handle().status(), MigrationStatus::Completed);
+    drop(to);
 }

@@ -139,3 +139,36 @@ async fn a_destination_for_another_guest_refuses_by_uuid() {
     assert_eq!(received.unwrap_err().blame(), Blame::PeerIncompatible);
     assert_eq!(sent.unwrap_err().owner(), Owner::Source);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_yes_before_the_end_was_sent_is_a_lie_and_the_guest_runs_on() {
+    let mut pair = Pair::new();
+    let (out, mut far) = channels();
+    let connector = Ready::new(out);
+    let mut sender = far.take_sender().unwrap();
+    // Nobody reads, so the source cannot come to the end.
+    sender.write_all(&[0, 1, 0, 4, 0, 0, 0, 0]).await.unwrap();
+    let error = pair.source.run(&connector).await.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::PeerMisbehaved, Owner::Source));
+    assert!(!pair.source_diary.has("stop"), "the guest was never stopped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_hangs_up_after_its_yes_without_reading_the_description_has_the_guest() {
+    let mut pair = Pair::new();
+    let (out, mut far) = mig_testkit::memory_pair(4);
+    let connector = Ready::new(out);
+    let mut sender = far.take_sender().unwrap();
+    let mut receiver = far.take_receiver().unwrap();
+    let destination = async move {
+        let mut all = Vec::new();
+        // The footer of globalstate, the fourth section, and the EOF.
+        while !all.ends_with(&[0x7e, 0, 0, 0, 4, 0]) {
+            all.push(receiver.read_u8().await.unwrap());
+        }
+        sender.write_all(&[0, 1, 0, 4, 0, 0, 0, 0]).await.unwrap();
+    };
+    let (outcome, ()) = tokio::join!(pair.source.run(&connector), destination);
+    assert!(outcome.unwrap().confirmed);
+    assert!(!pair.source_diary.runs());
+}
