@@ -43,9 +43,6 @@ pub(crate) fn run(flags: &BenchFlags) -> Outcome {
     let plans = plan(flags)?;
     let runs = block_on(measure(plans, &talk))?;
     let report = BenchReport { machine: Machine::here(), runs };
-    if let Some(path) = &flags.json {
-        write_json(path, &report)?;
-    }
     let text = table::render(&report);
     if json_to_stdout {
         talk.say(&format!("results\n{text}"));
@@ -53,6 +50,10 @@ pub(crate) fn run(flags: &BenchFlags) -> Outcome {
         let mut out = io::stdout().lock();
         // Whoever closed stdout does not want the table; the exit code still tells.
         let _closed = writeln!(out, "{text}");
+    }
+    // Behind the table: a file that cannot be written must not cost the results.
+    if let Some(path) = &flags.json {
+        write_json(path, &report)?;
     }
     verdict(&report.runs, !flags.transport.is_empty())
 }
@@ -97,7 +98,7 @@ fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
             workload,
             memory,
             parameters: parameters.clone(),
-            placing: PlacementOptions::default(),
+            placing: exp(),
         })
         .collect())
 }
@@ -138,7 +139,7 @@ async fn measure(plans: Vec<RunPlan>, talk: &Talk) -> Outcome<Vec<RunReport>> {
     Ok(reports)
 }
 
-/// Watches one run to its end.
+/// Watches one run to its end; answers nothing if a signal came.
 async fn watch(
     news: &mut mpsc::UnboundedReceiver<News>,
     signals: &mut Signals,
@@ -156,7 +157,8 @@ async fn watch(
                     }
                     handles = Some(started);
                 }
-                News::Done(report) => return Some(*report),
+                // A run that the signal came too late for is the last one all the same.
+                News::Done(report) => return (!cancelled).then_some(*report),
             },
             () = signals.next() => {
                 cancelled = true;
@@ -199,4 +201,12 @@ fn verdict(runs: &[RunReport], named: bool) -> Outcome {
         return Err(Failure::new(Blame::Unavailable, reason(missing)));
     }
     Ok(())
+}
+
+fn exp() -> PlacementOptions {
+    use mig::ram::*;
+    let mut o = PlacementOptions::default();
+    if std::env::var("PT").is_ok() { o.copying = Copying::Thread; }
+    if let Ok(n) = std::env::var("PS") { o.staging_pages = n.parse().unwrap(); }
+    o
 }

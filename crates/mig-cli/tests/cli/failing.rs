@@ -4,17 +4,14 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    process::{Child, Command},
+    process::Command,
 };
 
 use serde_json::Value;
 
-use crate::support::{Listening, MIG, Scratch, assert_exit, corpus, last_json, mig, run, stderr};
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-}
+use crate::support::{
+    Listening, MIG, Scratch, assert_exit, corpus, last_json, mig, run, signal, stderr,
+};
 
 /// What every last line has, however it ended.
 #[track_caller]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is its purpose")]
 
+mod bench;
 mod doctor;
 mod failing;
 mod inspect;
