@@ -98,7 +98,7 @@ fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
             workload,
             memory,
             parameters: parameters.clone(),
-            placing: exp(),
+            placing: PlacementOptions::default(),
         })
         .collect())
 }
@@ -201,12 +201,4 @@ fn verdict(runs: &[RunReport], named: bool) -> Outcome {
         return Err(Failure::new(Blame::Unavailable, reason(missing)));
     }
     Ok(())
-}
-
-fn exp() -> PlacementOptions {
-    use mig::ram::*;
-    let mut o = PlacementOptions::default();
-    if std::env::var("PT").is_ok() { o.copying = Copying::Thread; }
-    if let Ok(n) = std::env::var("PS") { o.staging_pages = n.parse().unwrap(); }
-    o
 }
