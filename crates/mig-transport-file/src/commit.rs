@@ -35,7 +35,7 @@ use rustix::{
 
 use crate::{
     open::{PRIVATE_MODE, explain, unfit},
-    writer::{BUFFER_BYTES, sync_folder},
+    writer::{BUFFER_BYTES, sync_open_folder},
 };
 
 /// How a temporary name ends.
@@ -181,8 +181,8 @@ impl CommitFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; what was at the path is then still there, unless the message says that only the folder could not
-    /// be made durable.
+    /// [`Error::Io`]; what was at the path is then still there, unless the message says that the folder could not be
+    /// made durable: nothing is there then.
     pub fn commit(mut self) -> Result<u64> {
         self.usable()?;
         self.flush_buffer()?;
@@ -199,8 +199,11 @@ impl CommitFile {
             |error| Error::io(doing("putting the finished file in its place"), error.into()),
         )?;
         self.temporary = None;
-        sync_folder(&self.folder_path).map_err(|error| {
-            Error::io(doing("it is in place, but its folder could not be made durable"), error)
+        sync_open_folder(&self.folder, &self.folder_path).map_err(|error| {
+            // The source will be told that this failed: nothing may stay here that looks complete.
+            let gone = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty());
+            tracing::debug!(?gone, "taking back a file whose folder is not durable");
+            Error::io(doing("its folder could not be made durable, so it was removed"), error)
         })?;
         Ok(self.position)
     }
@@ -401,6 +404,19 @@ fn is_leftover(folder: &OwnedFd, found: &OsStr, pid: Pid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_is_moved_meanwhile_keeps_its_file() {
+        let dir = std::env::temp_dir().join(format!("mig-moved-{}", std::process::id()));
+        let (before, after) = (dir.join("before"), dir.join("after"));
+        std::fs::create_dir_all(&before).unwrap();
+        let mut file = CommitFile::create(before.join("vm")).unwrap();
+        file.write_all(b"whole").unwrap();
+        std::fs::rename(&before, &after).unwrap();
+        assert_eq!(file.commit().unwrap(), 5);
+        assert_eq!(std::fs::read(after.join("vm")).unwrap(), b"whole");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_filesystem_without_unnamed_files_does_as_well() {

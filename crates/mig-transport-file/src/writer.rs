@@ -342,7 +342,19 @@ impl Worker {
 
 /// Makes a created or renamed name durable. A folder that we may not read, or a filesystem that cannot, is let pass.
 pub(crate) fn sync_folder(folder: &std::path::Path) -> io::Result<()> {
-    match File::open(folder).and_then(|folder| folder.sync_all()) {
+    let_pass(folder, File::open(folder).and_then(|folder| folder.sync_all()))
+}
+
+/// The same for a folder that is open already, wherever it has been moved to since.
+pub(crate) fn sync_open_folder(
+    open: impl std::os::fd::AsFd,
+    folder: &std::path::Path,
+) -> io::Result<()> {
+    let_pass(folder, rustix::fs::fsync(open).map_err(io::Error::from))
+}
+
+fn let_pass(folder: &std::path::Path, synced: io::Result<()>) -> io::Result<()> {
+    match synced {
         Err(error)
             if matches!(
                 error.kind(),
