@@ -15,6 +15,11 @@ fn help_of_the_tool() {
 }
 
 #[test]
+fn help_of_bench() {
+    insta::assert_snapshot!(help(&["bench", "--help"]));
+}
+
+#[test]
 fn help_of_recv() {
     insta::assert_snapshot!(help(&["recv", "--help"]));
 }
