@@ -7,6 +7,7 @@ use std::{
 
 use mig_proto::state::{BadMove, DestinationEvent, MigrationStatus, SourceEvent};
 use mig_stream::RateLimiter;
+use mig_transport::Blame;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -147,8 +148,40 @@ impl Shared {
         self.state().socket_address = addresses;
     }
 
-    pub(crate) fn failed_with(&self, error: &Error) {
+    /// Ends a failed or cancelled migration at the source: clock, reason, states.
+    pub(crate) fn source_failed(&self, error: &Error) {
+        self.failed(error);
+        let events = match error.blame() {
+            Blame::Cancelled => [SourceEvent::Cancel, SourceEvent::Cancelled],
+            _ => [SourceEvent::Fail, SourceEvent::Failed],
+        };
+        for event in events {
+            self.told_of_failure(self.source_event(event));
+        }
+    }
+
+    /// Ends a failed or cancelled migration at the destination: clock, reason, states.
+    pub(crate) fn destination_failed(&self, error: &Error) {
+        self.failed(error);
+        let events = match error.blame() {
+            Blame::Cancelled => [DestinationEvent::Cancel, DestinationEvent::Cancelled],
+            _ => [DestinationEvent::Fail, DestinationEvent::Failed],
+        };
+        for event in events {
+            self.told_of_failure(self.destination_event(event));
+        }
+    }
+
+    fn failed(&self, error: &Error) {
         self.state().error = Some(error.to_string());
+        self.finished();
+    }
+
+    /// A state that does not end like this must not hide why the migration failed.
+    fn told_of_failure(&self, told: Result<()>) {
+        if let Err(bad) = told {
+            tracing::debug!(error = %bad, "ending a migration");
+        }
     }
 
     /// Stops the clock; answers what it shows.

@@ -155,18 +155,7 @@ impl Destination {
             answers.failure(LAST_WORDS).await;
         }
         let error = error.during(shared.status().as_str()).owned_by(owner);
-        shared.failed_with(&error);
-        shared.finished();
-        let events = if error.blame() == Blame::Cancelled {
-            [DestinationEvent::Cancel, DestinationEvent::Cancelled]
-        } else {
-            [DestinationEvent::Fail, DestinationEvent::Failed]
-        };
-        for event in events {
-            if let Err(bad) = shared.destination_event(event) {
-                tracing::debug!(error = %bad, "ending a migration");
-            }
-        }
+        shared.destination_failed(&error);
         Err(error)
     }
 

@@ -110,21 +110,14 @@ impl Recorder {
     ) -> Result<Recorded> {
         let shared = std::sync::Arc::clone(self.handle.shared());
         let outcome = self.run_inner(&shared, listener, sink, observer).await;
-        shared.finished();
         match outcome {
             Ok(recorded) => {
+                shared.finished();
                 shared.destination_event(DestinationEvent::Complete)?;
                 Ok(Recorded { info: shared.info(), ..recorded })
             }
             Err(error) => {
-                let events = match error.blame() {
-                    Blame::Cancelled => [DestinationEvent::Cancel, DestinationEvent::Cancelled],
-                    _ => [DestinationEvent::Fail, DestinationEvent::Failed],
-                };
-                shared.failed_with(&error);
-                for event in events {
-                    shared.destination_event(event)?;
-                }
+                shared.destination_failed(&error);
                 Err(error)
             }
         }

@@ -117,21 +117,14 @@ impl Replayer {
     ) -> Result<Replayed> {
         let shared = Arc::clone(self.handle.shared());
         let outcome = self.run_inner(&shared, connector, input, name).await;
-        shared.finished();
         match outcome {
             Ok(replayed) => {
+                shared.finished();
                 shared.source_event(SourceEvent::Complete)?;
                 Ok(Replayed { info: shared.info(), ..replayed })
             }
             Err(error) => {
-                let events = match error.blame() {
-                    Blame::Cancelled => [SourceEvent::Cancel, SourceEvent::Cancelled],
-                    _ => [SourceEvent::Fail, SourceEvent::Failed],
-                };
-                shared.failed_with(&error);
-                for event in events {
-                    shared.source_event(event)?;
-                }
+                shared.source_failed(&error);
                 Err(error)
             }
         }

@@ -227,18 +227,7 @@ impl Source {
             tracing::error!(error = %refused, "the guest could not be resumed");
             error = error.noting(format!("the guest could not be resumed: {refused}"));
         }
-        shared.failed_with(&error);
-        shared.finished();
-        let events = if error.blame() == mig_transport::Blame::Cancelled {
-            [SourceEvent::Cancel, SourceEvent::Cancelled]
-        } else {
-            [SourceEvent::Fail, SourceEvent::Failed]
-        };
-        for event in events {
-            if let Err(bad) = shared.source_event(event) {
-                tracing::debug!(error = %bad, "ending a migration");
-            }
-        }
+        shared.source_failed(&error);
         error
     }
 
