@@ -6,11 +6,12 @@
 //!   before_iterate(SETUP)  ── HOOK record ─▶ load_hook
 //!   after_iterate(SETUP)
 //!   before_iterate(ROUND)  ── HOOK record ─▶ load_hook
-//!     save_page … Delayed
+//!     save_pages … Delayed
 //!   after_iterate(ROUND)      all delayed pages of the window are in place
+//!                                           release
 //! ```
 //!
-//! The engine writes the HOOK record and flushes the stream between `before_iterate` and the first `save_page`, because
+//! The engine writes the HOOK record and flushes the stream between `before_iterate` and the first `save_pages`, because
 //! nothing may follow the record in the same message (docs/wire/rdma.md §6); the stream is flushed again before
 //! `after_iterate`. tcp and its like have no hooks: [`NoRamHooks`].
 
@@ -32,13 +33,16 @@ pub enum WindowReason {
     Finish,
 }
 
-/// What a transport says to a page.
+/// What a transport says to pages it is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SavePage {
-    /// Send it in the stream.
+pub enum SavePages {
+    /// Send them in the stream.
     NotSupported,
-    /// Taken over; it will be in place before the window closes.
-    Delayed,
+    /// All taken over; they will be in place before the window closes.
+    Delayed {
+        /// How many of them are zero and cost no bytes.
+        zero_pages: u64,
+    },
 }
 
 /// One block as a transport needs to know it.
@@ -83,12 +87,13 @@ pub trait RamHooks: Send {
     /// Not cancel safe: drop the hooks.
     async fn before_iterate(&mut self, reason: WindowReason) -> Result<()>;
 
-    /// Source: offers `len` bytes at `offset` of block `block` (its index in registration order).
+    /// Source: offers `len` bytes at `offset` of block `block` (its index in registration order): a run of whole pages
+    /// that lies in the block. Whether a page is zero is the transport's to find out.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: the page may or may not have been taken; drop the hooks.
-    async fn save_page(&mut self, block: usize, offset: u64, len: usize) -> Result<SavePage>;
+    /// Not cancel safe: the pages may or may not have been taken; drop the hooks.
+    async fn save_pages(&mut self, block: usize, offset: u64, len: u64) -> Result<SavePages>;
 
     /// Source: the window closes; on return every delayed page is in the destination's memory.
     ///
@@ -103,6 +108,16 @@ pub trait RamHooks: Send {
     ///
     /// Not cancel safe: drop the hooks.
     async fn load_hook(&mut self) -> Result<()>;
+
+    /// Destination: everything has come. On return the other end can no longer touch a block that was registered; the
+    /// guest is started only then (docs/wire/rdma.md §12).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: drop the hooks, which has the same effect.
+    async fn release(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The hooks of a transport that carries pages in the stream like everything else.
@@ -123,8 +138,8 @@ impl RamHooks for NoRamHooks {
         Ok(())
     }
 
-    async fn save_page(&mut self, _block: usize, _offset: u64, _len: usize) -> Result<SavePage> {
-        Ok(SavePage::NotSupported)
+    async fn save_pages(&mut self, _block: usize, _offset: u64, _len: u64) -> Result<SavePages> {
+        Ok(SavePages::NotSupported)
     }
 
     async fn after_iterate(&mut self, _reason: WindowReason) -> Result<()> {

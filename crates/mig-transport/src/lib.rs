@@ -34,7 +34,7 @@ pub use crate::{
     error::{Blame, Error, Result},
     fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
     gather::{Gather, GatherFull},
-    hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePage, WindowReason},
+    hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePages, WindowReason},
     region::{OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
     shutdown::{ForceShutdown, ShutdownHandle},
 };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use mig_proto::{Name, RamWord, encode};
 use mig_ram::{DirtyBitmap, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, Run, zero_pages};
 use mig_stream::StreamWriter;
-use mig_transport::{RamBlockInfo, RamHooks, Region, SavePage};
+use mig_transport::{RamBlockInfo, RamHooks, Region, SavePages};
 
 use crate::{
     error::{Error, Result},
@@ -191,7 +191,8 @@ impl RamSource {
         for page in run.start..run.end() {
             let offset = (page * PAGE_SIZE) as u64;
             let mut is_zero = false;
-            if hooks.save_page(index, offset, PAGE_SIZE).await? == SavePage::NotSupported {
+            let offered = hooks.save_pages(index, offset, PAGE_SIZE as u64).await?;
+            if offered == SavePages::NotSupported {
                 out.make_room().await?;
                 is_zero = zeros >> (page - run.start) & 1 != 0;
                 put_page(out, &mut self.continued, index, block, page, is_zero)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use mig_testkit::stream_channel;
 use mig_transport::{
-    Channel, ChannelParts, RamBlockInfo, RamHooks, RegionSlice, Result, SavePage, WindowReason,
+    Channel, ChannelParts, RamBlockInfo, RamHooks, RegionSlice, Result, SavePages, WindowReason,
 };
 
 use crate::support::{Diary, Pair, check};
@@ -37,13 +37,17 @@ impl RamHooks for SourceSide {
         Ok(())
     }
 
-    async fn save_page(&mut self, block: usize, offset: u64, len: usize) -> Result<SavePage> {
+    async fn save_pages(&mut self, block: usize, offset: u64, len: u64) -> Result<SavePages> {
         // The ROM goes in the stream.
         if block == 1 {
-            return Ok(SavePage::NotSupported);
+            return Ok(SavePages::NotSupported);
         }
-        self.0.0.lock().unwrap().delayed.push((block, usize::try_from(offset).unwrap(), len));
-        Ok(SavePage::Delayed)
+        self.0.0.lock().unwrap().delayed.push((
+            block,
+            usize::try_from(offset).unwrap(),
+            usize::try_from(len).unwrap(),
+        ));
+        Ok(SavePages::Delayed { zero_pages: 0 })
     }
 
     async fn after_iterate(&mut self, reason: WindowReason) -> Result<()> {
@@ -81,7 +85,7 @@ impl RamHooks for DestinationSide {
         unreachable!("the destination sends nothing")
     }
 
-    async fn save_page(&mut self, _: usize, _: u64, _: usize) -> Result<SavePage> {
+    async fn save_pages(&mut self, _: usize, _: u64, _: u64) -> Result<SavePages> {
         unreachable!("the destination sends nothing")
     }
 

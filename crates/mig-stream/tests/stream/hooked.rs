@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use mig_stream::{Stream, StreamOptions};
 use mig_transport::{
     Channel, ChannelParts, NoRamHooks, RamBlockInfo, RamHooks, Region, RegionSlice, Result,
-    SavePage, VecRegion, WindowReason,
+    SavePages, VecRegion, WindowReason,
 };
 
 use crate::support::{contents, region};
@@ -32,13 +32,13 @@ impl RamHooks for DirectWrites {
         Ok(())
     }
 
-    async fn save_page(&mut self, block: usize, offset: u64, len: usize) -> Result<SavePage> {
+    async fn save_pages(&mut self, block: usize, offset: u64, len: u64) -> Result<SavePages> {
         // Blocks it does not know go in the stream.
         if block >= self.far.len() || self.window.is_none() {
-            return Ok(SavePage::NotSupported);
+            return Ok(SavePages::NotSupported);
         }
-        self.delayed.push((block, usize::try_from(offset).unwrap(), len));
-        Ok(SavePage::Delayed)
+        self.delayed.push((block, usize::try_from(offset).unwrap(), usize::try_from(len).unwrap()));
+        Ok(SavePages::Delayed { zero_pages: 0 })
     }
 
     async fn after_iterate(&mut self, reason: WindowReason) -> Result<()> {
@@ -74,10 +74,13 @@ async fn delayed_pages_are_in_place_when_the_window_closes() {
     };
     hooks.register_block(&info("pc.ram")).await.unwrap();
     hooks.register_block(&info("rom")).await.unwrap();
-    assert_eq!(hooks.save_page(0, 0, 4096).await.unwrap(), SavePage::NotSupported);
+    assert_eq!(hooks.save_pages(0, 0, 4096).await.unwrap(), SavePages::NotSupported);
     hooks.before_iterate(WindowReason::Round).await.unwrap();
-    assert_eq!(hooks.save_page(0, 4096, 4096).await.unwrap(), SavePage::Delayed);
-    assert_eq!(hooks.save_page(1, 0, 4096).await.unwrap(), SavePage::NotSupported);
+    assert_eq!(
+        hooks.save_pages(0, 4096, 4096).await.unwrap(),
+        SavePages::Delayed { zero_pages: 0 }
+    );
+    assert_eq!(hooks.save_pages(1, 0, 4096).await.unwrap(), SavePages::NotSupported);
     assert_eq!(contents(&far, 0, 3 * 4096), vec![0; 3 * 4096]);
     hooks.after_iterate(WindowReason::Round).await.unwrap();
     assert_eq!(contents(&far, 4096, 4096), contents(&near, 4096, 4096));
@@ -89,5 +92,5 @@ async fn other_transports_answer_not_supported() {
     let mut stream = Stream::open(Channel::new(ChannelParts::default()), StreamOptions::default());
     let mut hooks = stream.take_ram_hooks();
     assert_eq!(hooks.active(), NoRamHooks.active());
-    assert_eq!(hooks.save_page(0, 0, 4096).await.unwrap(), SavePage::NotSupported);
+    assert_eq!(hooks.save_pages(0, 0, 4096).await.unwrap(), SavePages::NotSupported);
 }
