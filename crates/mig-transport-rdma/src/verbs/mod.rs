@@ -1,0 +1,1 @@
+//! librdmacm and libibverbs behind safe types.
