@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct StreamCounters {
     sent: AtomicU64,
+    beside: AtomicU64,
     received: AtomicU64,
 }
 
@@ -15,6 +16,16 @@ impl StreamCounters {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// Bytes that went to the other end beside the stream: pages that the transport carried itself.
+    pub fn bytes_beside(&self) -> u64 {
+        self.beside.load(Ordering::Relaxed)
+    }
+
+    /// Everything that went to the other end, in the stream and beside it.
+    pub fn bytes_out(&self) -> u64 {
+        self.bytes_sent() + self.bytes_beside()
+    }
+
     /// Bytes the channel has given us, the buffered ones included.
     pub fn bytes_received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
@@ -22,6 +33,10 @@ impl StreamCounters {
 
     pub(crate) fn add_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_beside(&self, bytes: usize) {
+        self.beside.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn add_received(&self, bytes: usize) {

@@ -1,8 +1,8 @@
 //! A deadline on silence, shared by several channels.
 
 use std::{
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +12,8 @@ use std::{
 };
 
 use tokio::time::{Instant, Sleep};
+
+use crate::error::Error;
 
 /// When a byte last moved on any channel of a set, and how long silence may last. A channel that waits fails when no
 /// channel of the set moved a byte for that long, counted from the start of its own wait at the earliest.
@@ -39,6 +41,36 @@ impl IdleClock {
         let now = self.base.elapsed().as_nanos();
         // 2^64 nanoseconds are 584 years.
         self.last.fetch_max(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Waits for something that is not a byte of a channel of the set, naming the wait in the error: it fails as a read
+    /// would when neither it nor any channel shows life for the limit. That it ends is life.
+    ///
+    /// # Errors
+    ///
+    /// What the future answers, or [`Error::Deadline`] turned into its error type.
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of `future`, which is dropped when the time is over.
+    pub async fn attend<T, E: From<Error>>(
+        self: &Arc<Self>,
+        doing: impl Into<Arc<str>>,
+        future: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let mut future = pin!(future);
+        let mut watch = IdleWatch::new(Some(Arc::clone(self)));
+        let ended = poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
+            Poll::Pending => watch.poll_expired(cx).map(Err),
+        });
+        match ended.await {
+            Ok(outcome) => {
+                self.touch();
+                outcome
+            }
+            Err(after) => Err(Error::Deadline { doing: doing.into(), place: None, after }.into()),
+        }
     }
 
     fn last(&self) -> Instant {
@@ -111,6 +143,26 @@ mod tests {
         assert_eq!(poll_fn(|cx| watch.poll_expired(cx)).await, Duration::from_secs(10));
         assert_eq!(start.elapsed().as_secs(), 17);
         other.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_attended_may_last_as_long_as_somebody_touches_the_clock() {
+        let start = Instant::now();
+        let clock = IdleClock::new(Duration::from_secs(10));
+        let other = Arc::clone(&clock);
+        let alive = tokio::spawn(async move {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(7)).await;
+                other.touch();
+            }
+        });
+        let never = std::future::pending::<Result<(), Error>>();
+        let error = clock.attend("holding a window", never).await.unwrap_err();
+        assert_eq!(error.to_string(), "holding a window: not done within 10s");
+        assert_eq!(start.elapsed().as_secs(), 45);
+        let soon = async { Ok::<_, Error>(7) };
+        assert_eq!(clock.attend("x", soon).await.unwrap(), 7);
+        alive.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

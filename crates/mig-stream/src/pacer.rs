@@ -55,6 +55,12 @@ impl Pacer {
         Self { rate_bytes_per_sec, credit: 0, updated: now, epoch: 0 }
     }
 
+    /// The smallest grant at this rate while more is wanted.
+    pub(crate) fn quantum_bytes(rate_bytes_per_sec: u64) -> usize {
+        let worth = u128::from(rate_bytes_per_sec) * Self::QUANTUM.as_nanos() / UNIT.unsigned_abs();
+        usize::try_from(worth).unwrap_or(usize::MAX)
+    }
+
     /// The rate in force; 0 is unlimited.
     pub fn rate_bytes_per_sec(&self) -> u64 {
         self.rate_bytes_per_sec

@@ -104,6 +104,11 @@ impl Stream {
         self.channel.take_ram_hooks()
     }
 
+    /// The deadline on silence, for waits that are not for bytes of this channel.
+    pub fn idle(&self) -> Option<Arc<IdleClock>> {
+        self.options.idle.clone()
+    }
+
     /// A handle that stops the channel from any task and wakes whoever waits in either half.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.channel.shutdown_handle()

@@ -32,7 +32,7 @@ use crate::{
     counters::StreamCounters,
     error::{Error, Place, Result},
     idle::{IdleClock, IdleWatch},
-    pacer::Grant,
+    pacer::{Grant, Pacer},
     rate_limiter::RateLimiter,
 };
 
@@ -315,6 +315,48 @@ impl StreamWriter {
         Ok(())
     }
 
+    /// Waits until the rate lets `bytes` go that travel beside the stream, in pages that the transport carries itself.
+    /// All of them, so that they can go at once: ask for no more than [`step_beside`](Self::step_beside).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the rate counts bytes of it that never went.
+    pub async fn leave_beside(&mut self, bytes: usize) -> Result<Leave> {
+        self.check_open()?;
+        let mut permit = self.permit(bytes).await?;
+        let mut granted = permit.bytes();
+        while granted < bytes {
+            permit = self.permit(bytes - granted).await?;
+            granted += permit.bytes();
+        }
+        Ok(Leave { bytes, permit })
+    }
+
+    /// Counts `sent` bytes that went beside the stream with this leave; the rate gets the rest back.
+    pub fn sent_beside(&mut self, leave: Leave, sent: usize) {
+        if let Some(limiter) = &self.limiter {
+            match leave.permit {
+                Permit::Paced(grant) => limiter.give_back(grant, leave.bytes.saturating_sub(sent)),
+                Permit::Urgent(_) => limiter.charge_urgent(sent),
+                Permit::Free(_) => {}
+            }
+        }
+        self.idle.progress();
+        self.counters.add_beside(sent);
+    }
+
+    /// How many bytes may go beside the stream at once without being a burst that the rate forbids, at most `wanted`.
+    pub fn step_beside(&self, wanted: usize) -> usize {
+        let rate = match &self.limiter {
+            Some(limiter) if !self.urgent => limiter.rate_bytes_per_sec(),
+            _ => 0,
+        };
+        match rate {
+            0 => wanted,
+            rate => Pacer::quantum_bytes(rate).min(wanted),
+        }
+    }
+
     #[inline]
     fn check_open(&self) -> Result<()> {
         match &self.state {
@@ -481,6 +523,20 @@ impl Load<'_> {
             Self::List => gather.remaining(),
             Self::Bytes(bytes) => bytes.len(),
         }
+    }
+}
+
+/// Leave to move bytes beside the stream; see [`StreamWriter::leave_beside`].
+#[must_use = "a leave that is not used must be given back through `sent_beside`"]
+pub struct Leave {
+    bytes: usize,
+    /// The last one of those it took: a rate that changed meanwhile takes none back.
+    permit: Permit,
+}
+
+impl fmt::Debug for Leave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Leave({} bytes)", self.bytes)
     }
 }
 
