@@ -3,17 +3,20 @@
 //! ```text
 //!   backend's own test ── makes pairs ──▶ conformance ── what every channel promises
 //!   tests of what is above ─────────────▶ memory_pair ── channels without a kernel
+//!                           direct_pair ── the same with RAM hooks that write into the other end's memory
 //!   both ───────────────────────────────▶ pattern     ── fill a region, tell the first wrong byte
 //! ```
 //! Everything here panics with a sentence instead of returning an error: a test has no caller who could do better.
 //! A development dependency only.
 
 pub mod conformance;
+mod direct;
 mod memory;
 pub mod pattern;
 mod report;
 
 pub use crate::{
+    direct::{DirectRam, Fault, direct_pair},
     memory::{memory_pair, stream_channel},
     report::not_applicable,
 };

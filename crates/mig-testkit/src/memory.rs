@@ -27,7 +27,19 @@ where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
-    Channel::new(ChannelParts {
+    Channel::new(stream_parts(reader, writer, endpoint))
+}
+
+pub(crate) fn stream_parts<R, W>(
+    reader: Option<R>,
+    writer: Option<W>,
+    endpoint: Endpoint,
+) -> ChannelParts
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    ChannelParts {
         receive: reader.map(|reader| Box::new(Reading(reader)) as Box<dyn ReceiveHalf>),
         send: writer.map(|writer| Box::new(Writing(writer)) as Box<dyn SendHalf>),
         capabilities: Capabilities::default().with(|can| {
@@ -36,10 +48,10 @@ where
         }),
         endpoint,
         ..ChannelParts::default()
-    })
+    }
 }
 
-fn named(local: &str, peer: &str) -> Endpoint {
+pub(crate) fn named(local: &str, peer: &str) -> Endpoint {
     Endpoint { transport: "memory", local: local.to_owned(), peer: peer.to_owned() }
 }
 

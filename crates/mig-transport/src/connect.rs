@@ -23,6 +23,12 @@ pub trait Connector: Send + Sync {
     fn is_two_way(&self) -> Option<bool> {
         None
     }
+
+    /// Whether its channels come with RAM hooks. Who sends stored pages through hooks needs them in memory first, and
+    /// does that before the other end waits for it.
+    fn has_ram_hooks(&self) -> bool {
+        false
+    }
 }
 
 /// Waits for channels at one address. What comes is raw: whoever accepts classifies a channel by its first bytes.
