@@ -1,15 +1,18 @@
-//! Tasks of the repository: `cargo xtask test`, `cargo xtask ci`, `cargo xtask floors`.
+//! Tasks of the repository: `cargo xtask test`, `cargo xtask lab`, `cargo xtask ci`, `cargo xtask floors`.
 //!
 //! ```text
 //!   test    provide what the suite needs ─▶ build mig ─▶ run every test ─▶ count, name the skips, docs/interop.md
+//!   lab     run a command in a throw-away virtual machine that has RDMA and vsock loopback
 //!   ci      fmt ─▶ clippy ─▶ doc ─▶ floors ─▶ test
 //!   floors  dependency arrows between our crates point downwards only
 //! ```
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod floors;
 mod interop;
+mod lab;
 mod provide;
 mod repository;
 mod second_qemu;
@@ -18,21 +21,28 @@ mod test;
 
 use repository::Repository;
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 usage: cargo xtask TASK
 
   test [--offline]   run every test there is; install what it needs where that is allowed (--offline: never)
+  lab [--timeout SECONDS] [--memory 4G] [--cpus 2] [--offline] -- COMMAND…
+                     run COMMAND as root, here, in a throw-away virtual machine with a soft-RoCE device
   ci                 fmt, clippy, doc, floors, then test
   floors             check that dependencies between our crates only point downwards";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let given: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let arguments: Vec<&str> = given.iter().filter_map(|word| word.to_str()).collect();
     let repository = match Repository::find() {
         Ok(repository) => repository,
         Err(error) => return told(Err(error)),
     };
     match arguments.as_slice() {
+        // Its command's words need not be text.
+        ["lab", ..] => match lab::command(&repository, &given[1..]) {
+            Ok(code) => code,
+            Err(error) => told(Err(error)),
+        },
         ["test"] => told(test::run(&repository, provide::Network::Allowed)),
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
         ["floors"] => told(floors::check(&repository)),
