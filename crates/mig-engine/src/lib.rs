@@ -18,6 +18,7 @@ mod destination;
 mod error;
 mod guest;
 mod handle;
+mod hooks;
 mod parameters;
 mod record;
 mod replay;

@@ -36,5 +36,5 @@ pub use crate::{
     reader::StreamReader,
     stop::StopToken,
     stream::{Stream, StreamOptions},
-    writer::{Leave, StreamWriter},
+    writer::StreamWriter,
 };

@@ -315,34 +315,26 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// Waits until the rate lets `bytes` go that travel beside the stream, in pages that the transport carries itself.
-    /// All of them, so that they can go at once: ask for no more than [`step_beside`](Self::step_beside).
+    /// Counts `bytes` that went beside the stream, in pages that the transport carries itself, and waits until the rate
+    /// would have let them go. Paid afterwards, because only the transport knows which pages are zero and cost nothing:
+    /// let no more than [`step_beside`](Self::step_beside) go before paying.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: the rate counts bytes of it that never went.
-    pub async fn leave_beside(&mut self, bytes: usize) -> Result<Leave> {
+    /// Cancel safe, but for the rate: what was not waited for is not counted against it.
+    pub async fn pay_beside(&mut self, bytes: usize) -> Result<()> {
         self.check_open()?;
-        let mut permit = self.permit(bytes).await?;
-        let mut granted = permit.bytes();
-        while granted < bytes {
-            permit = self.permit(bytes - granted).await?;
-            granted += permit.bytes();
-        }
-        Ok(Leave { bytes, permit })
-    }
-
-    /// Counts `sent` bytes that went beside the stream with this leave; the rate gets the rest back.
-    pub fn sent_beside(&mut self, leave: Leave, sent: usize) {
-        if let Some(limiter) = &self.limiter {
-            match leave.permit {
-                Permit::Paced(grant) => limiter.give_back(grant, leave.bytes.saturating_sub(sent)),
-                Permit::Urgent(_) => limiter.charge_urgent(sent),
-                Permit::Free(_) => {}
-            }
-        }
         self.idle.progress();
-        self.counters.add_beside(sent);
+        self.counters.add_beside(bytes);
+        let mut paid = 0;
+        while paid < bytes {
+            let permit = self.permit(bytes - paid).await?;
+            if let (Permit::Urgent(bytes), Some(limiter)) = (permit, &self.limiter) {
+                limiter.charge_urgent(bytes);
+            }
+            paid += permit.bytes();
+        }
+        Ok(())
     }
 
     /// How many bytes may go beside the stream at once without being a burst that the rate forbids, at most `wanted`.
@@ -523,20 +515,6 @@ impl Load<'_> {
             Self::List => gather.remaining(),
             Self::Bytes(bytes) => bytes.len(),
         }
-    }
-}
-
-/// Leave to move bytes beside the stream; see [`StreamWriter::leave_beside`].
-#[must_use = "a leave that is not used must be given back through `sent_beside`"]
-pub struct Leave {
-    bytes: usize,
-    /// The last one of those it took: a rate that changed meanwhile takes none back.
-    permit: Permit,
-}
-
-impl fmt::Debug for Leave {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Leave({} bytes)", self.bytes)
     }
 }
 

@@ -34,8 +34,8 @@ pub(super) struct Loader<'a> {
     state: Option<RunState>,
     /// What the source wants to hear.
     pub(super) asked: Vec<Ask>,
-    /// HOOK records that came: windows of the transport to be served.
-    pub(super) windows: u32,
+    /// Where the first HOOK record ends that came since this was taken: a window of the transport is to be served there.
+    pub(super) hook: Option<u64>,
 }
 
 /// A page whose bytes did not all come at once.
@@ -66,7 +66,7 @@ impl<'a> Loader<'a> {
             device: None,
             state: None,
             asked: Vec::new(),
-            windows: 0,
+            hook: None,
         }
     }
 
@@ -101,7 +101,9 @@ impl<'a> Loader<'a> {
                 self.load(payload).map_err(|error| error.at(position))?
             }
             Event::Command(command) => self.obey(&command).map_err(|error| error.at(position))?,
-            Event::Hook(_) => self.windows += 1,
+            Event::Hook(word) => {
+                self.hook.get_or_insert(position + word.to_be_bytes().len() as u64);
+            }
             Event::Xbzrle { .. } => return Err(unsupported("XBZRLE", "xbzrle", position)),
             Event::CompressedPage { .. } => {
                 return Err(unsupported("compressed", "compress", position));

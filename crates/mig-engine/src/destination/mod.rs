@@ -20,10 +20,10 @@ use std::{
     time::Duration,
 };
 
-use mig_proto::{LocalMachine, Options, state::DestinationEvent};
+use mig_proto::{LocalMachine, Options, globalstate::RunState, state::DestinationEvent};
 use mig_ram::{GuestMemory, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement, PlacementOptions};
 use mig_stream::{Stream, StreamReader};
-use mig_transport::{Blame, Listener, RamHooks};
+use mig_transport::{Blame, Listener};
 
 use self::loader::Loader;
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
     error::{Error, Owner, Result},
     guest::Guest,
     handle::{MigrationHandle, Shared},
+    hooks::Hooks,
     parameters::{Deadlines, Parameters},
     source::Outcome,
     walk::{InputEnd, StreamWalk},
@@ -45,6 +46,12 @@ const HANG_UP_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a failed destination tries to say so.
 const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// How long the source of a failed migration may take to hear that and to hang up.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The same after a cancel, which is promised to take no longer than 100 ms, [`LAST_WORDS`] included.
+const HASTY_FAREWELL: Duration = Duration::from_millis(40);
 
 /// One guest to be received, once.
 pub struct Destination {
@@ -124,8 +131,9 @@ impl Destination {
         shared.destination_event(DestinationEvent::Listen)?;
         let progress = Progress::default();
         let mut answers = Answers::new(true, false);
+        let mut link = None;
         let outcome = {
-            let drive = pin!(self.drive(listener, &shared, &progress, &mut answers));
+            let drive = pin!(self.drive(listener, &shared, &progress, &mut answers, &mut link));
             tokio::select! {
                 biased;
                 () = shared.cancelled() => Err(Error::cancelled()),
@@ -153,6 +161,14 @@ impl Destination {
         let owner = progress.owner();
         if owner == Owner::Source {
             answers.failure(LAST_WORDS).await;
+            // A connection that is closed with bytes unread in it takes what was just said along.
+            if let Some((_stream, reader)) = link.as_mut().filter(|_| answers.is_open()) {
+                let limit = match error.blame() {
+                    Blame::Cancelled => HASTY_FAREWELL,
+                    _ => FAREWELL,
+                };
+                let _late = drain(reader, limit).await;
+            }
         }
         let error = error.during(shared.status().as_str()).owned_by(owner);
         shared.destination_failed(&error);
@@ -166,15 +182,17 @@ impl Destination {
         shared: &Shared,
         progress: &Progress,
         answers: &mut Answers,
+        link: &mut Option<(Stream, StreamReader)>,
     ) -> Result<bool> {
-        let (mut stream, mut reader) = accept_main(listener, &self.deadlines).await?;
+        // Outlives a failure, so that the source can be told.
+        let (stream, reader) = link.insert(accept_main(listener, &self.deadlines).await?);
         shared.destination_event(DestinationEvent::Connected)?;
         let name = stream.endpoint().to_string();
         let machine = self.guest.machine_type();
         let mut options = Options::default();
         options.local =
             Some(LocalMachine { uuid: self.uuid, ..LocalMachine::new(machine.as_bytes()) });
-        let hooks = stream.take_ram_hooks();
+        let hooks = Hooks::of(stream);
         let mut placing = self.placing;
         if hooks.active() {
             // The transport touches the memory behind the placement's back, and would wait for ever for a page that
@@ -183,8 +201,8 @@ impl Destination {
         }
         let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);
         let mut load = Load {
-            stream: &mut stream,
-            reader: &mut reader,
+            stream: &mut *stream,
+            reader: &mut *reader,
             answers,
             hooks,
             walk: StreamWalk::new(options),
@@ -192,8 +210,7 @@ impl Destination {
         };
         let loaded = load.all(&mut loader).await.map_err(|error| error.on(name.as_str()));
         self.placement = loader.placement().cloned();
-        loaded?;
-        let state = loader.finish()?;
+        let state = loaded?;
         let confirmed = answers.is_open();
         if confirmed {
             progress.verdict_begun.store(true, Ordering::Relaxed);
@@ -205,7 +222,7 @@ impl Destination {
         })?;
         progress.started.store(true, Ordering::Relaxed);
         // Lets the source read the verdict before the connection goes.
-        match drain(&mut reader, HANG_UP_GRACE).await {
+        match drain(reader, HANG_UP_GRACE).await {
             Ok(true) => {}
             Ok(false) => tracing::debug!("the source did not hang up"),
             Err(error) => tracing::debug!(%error, "hanging up"),
@@ -240,14 +257,14 @@ struct Load<'a> {
     stream: &'a mut Stream,
     reader: &'a mut StreamReader,
     answers: &'a mut Answers,
-    hooks: Box<dyn RamHooks>,
+    hooks: Hooks,
     walk: StreamWalk,
     shared: &'a Shared,
 }
 
 impl Load<'_> {
-    /// Reads the stream to its end.
-    async fn all(&mut self, loader: &mut Loader<'_>) -> Result<()> {
+    /// Reads the stream to its end; answers the state the guest was in.
+    async fn all(&mut self, loader: &mut Loader<'_>) -> Result<RunState> {
         let counters = self.reader.counters();
         let mut registered = false;
         let mut end = InputEnd::Open;
@@ -260,37 +277,31 @@ impl Load<'_> {
                 self.answers.ask(ask);
             }
             self.answers.give(self.stream).await?;
-            self.serve_windows(loader, &mut registered).await?;
+            self.serve_window(loader, &mut registered).await?;
             if self.walk.is_complete() || walked.at_least == 0 {
-                return Ok(());
+                break;
             }
             end = self.more().await?;
             if end == InputEnd::Quiet && self.walk.is_past_eof() {
-                return Ok(());
+                break;
             }
         }
+        let state = loader.finish()?;
+        if self.hooks.active() {
+            // The guest may only be started where nobody else writes (docs/wire/rdma.md §12).
+            self.hooks.release().await?;
+        }
+        Ok(state)
     }
 
-    /// Lets the transport bring the pages of the windows that were opened.
-    async fn serve_windows(
-        &mut self,
-        loader: &mut Loader<'_>,
-        registered: &mut bool,
-    ) -> Result<()> {
-        let windows = std::mem::take(&mut loader.windows);
+    /// Lets the transport bring the pages of the window that was opened.
+    async fn serve_window(&mut self, loader: &mut Loader<'_>, registered: &mut bool) -> Result<()> {
         // A receiver without RDMA ignores the record (docs/wire/ram.md §1).
-        if windows == 0 || !self.hooks.active() {
-            return Ok(());
-        }
+        let Some(end) = loader.hook.take().filter(|_| self.hooks.active()) else { return Ok(()) };
         if !std::mem::replace(registered, true) {
-            for block in loader.hook_blocks() {
-                self.hooks.register_block(&block).await?;
-            }
+            self.hooks.register(loader.hook_blocks()).await?;
         }
-        for _ in 0..windows {
-            self.hooks.load_hook().await?;
-        }
-        Ok(())
+        self.hooks.serve(end, self.reader).await
     }
 
     /// Waits for bytes, for the end, or for a silence that the decoder may make sense of: where no VMDESCRIPTION comes,

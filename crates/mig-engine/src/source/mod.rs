@@ -12,7 +12,7 @@
 
 mod bandwidth;
 mod convergence;
-mod ram;
+pub(crate) mod ram;
 mod return_path;
 mod vmdesc;
 
@@ -34,7 +34,7 @@ use mig_proto::{
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
 use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
-use mig_transport::{Connector, RamHooks, WindowReason};
+use mig_transport::{Connector, WindowReason};
 
 pub(crate) use self::return_path::{ReturnPath, Verdict};
 use self::{
@@ -47,6 +47,7 @@ use crate::{
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest},
     handle::{MigrationHandle, Shared},
+    hooks::Hooks,
     parameters::{Capabilities, Deadlines, Parameters},
     statistics::MigrationInfo,
 };
@@ -254,7 +255,7 @@ impl Source {
         };
         let mut job = Job {
             out: stream.writer()?,
-            hooks: stream.take_ram_hooks(),
+            hooks: Hooks::of(&mut stream),
             ram: &mut ram,
             guest: &mut *self.guest,
             shared,
@@ -321,8 +322,8 @@ pub(crate) async fn connect(
 ) -> Result<Stream> {
     if return_path && connector.is_two_way() == Some(false) {
         return Err(Error::misuse(
-            "a return path was asked for, and this transport carries bytes one way only: use tcp:, unix: or vsock:, or \
-             migrate without return path",
+            "a return path was asked for, and this transport carries bytes one way only as it was opened: open it with a \
+             way back where it can have one (at both ends), use tcp:, unix: or vsock:, or migrate without return path",
         ));
     }
     let mut options = StreamOptions::default().limiter(Arc::clone(limiter));
@@ -424,7 +425,7 @@ impl Progress {
 /// The sending half of a migration, with all it needs.
 struct Job<'a> {
     out: StreamWriter,
-    hooks: Box<dyn RamHooks>,
+    hooks: Hooks,
     ram: &'a mut RamSource,
     guest: &'a mut dyn Guest,
     shared: &'a Shared,
@@ -466,9 +467,13 @@ impl Job<'_> {
         self.ram.encode_block_list(&mut head);
         self.out.write_all(&head).await?;
         self.shared.statistics.total.set(self.ram.total_bytes());
-        self.ram.register(&mut *self.hooks).await?;
-        self.open_window(WindowReason::Setup).await?;
-        self.close_window(WindowReason::Setup).await?;
+        if self.hooks.active() {
+            // Pinning memory takes long, and the other end waits for its first bytes.
+            self.out.flush().await?;
+            self.hooks.register(self.ram.hook_blocks()).await?;
+        }
+        self.hooks.open(&mut self.out, WindowReason::Setup).await?;
+        self.hooks.close(&mut self.out, WindowReason::Setup).await?;
         self.end_ram_section().await?;
         self.out.flush().await?;
         self.ram.start()?;
@@ -479,7 +484,7 @@ impl Job<'_> {
     async fn iterate(&mut self) -> Result<()> {
         let statistics = &self.shared.statistics;
         let counters = self.out.counters();
-        let mut bandwidth = Bandwidth::new(Instant::now(), counters.bytes_sent(), 0);
+        let mut bandwidth = Bandwidth::new(Instant::now(), counters.bytes_out(), 0);
         let mut convergence = Convergence::default();
         let mut pass = 1;
         let mut synced = Instant::now();
@@ -489,7 +494,7 @@ impl Job<'_> {
             loop {
                 let more = self.send_part(SectionKind::Part, WindowReason::Round).await?;
                 let pages = statistics.normal.value() + statistics.duplicate.value();
-                let rates = bandwidth.update(Instant::now(), counters.bytes_sent(), pages);
+                let rates = bandwidth.update(Instant::now(), counters.bytes_out(), pages);
                 statistics.bandwidth_bytes_per_sec.set(rates.bytes_per_sec);
                 statistics.pages_per_second.set(rates.pages_per_sec);
                 if !more {
@@ -518,7 +523,7 @@ impl Job<'_> {
     /// Stops the guest; answers the state it was in.
     async fn switch_over(&mut self) -> Result<RunState> {
         let statistics = &self.shared.statistics;
-        statistics.precopy_bytes.set(self.out.counters().bytes_sent());
+        statistics.precopy_bytes.set(self.out.counters().bytes_out());
         let state = self.guest.run_state();
         self.stopped_at = Some(Instant::now());
         self.progress.guest_stopped.store(true, Ordering::Relaxed);
@@ -590,7 +595,7 @@ impl Job<'_> {
         self.out.write_all(&description).await?;
         self.out.flush().await?;
         let statistics = &self.shared.statistics;
-        let sent = self.out.counters().bytes_sent();
+        let sent = self.out.counters().bytes_out();
         statistics.transferred.set(sent);
         statistics.downtime_bytes.set(sent.saturating_sub(statistics.precopy_bytes.value()));
         statistics.remaining.set(0);
@@ -621,11 +626,11 @@ impl Job<'_> {
         let mut head = Vec::with_capacity(8);
         encode::section(&mut head, &ram_section(kind));
         self.out.write_all(&head).await?;
-        self.open_window(reason).await?;
+        self.hooks.open(&mut self.out, reason).await?;
         let statistics = &self.shared.statistics;
         let more = loop {
             let more = if self.hooks.active() {
-                self.ram.offer_pages(&mut self.out, &mut *self.hooks, statistics).await?
+                self.ram.offer_pages(&mut self.out, &mut self.hooks, statistics).await?
             } else {
                 self.ram.put_pages(&mut self.out, statistics)?
             };
@@ -633,17 +638,18 @@ impl Job<'_> {
                 break false;
             }
             self.out.make_room().await?;
-            statistics.transferred.set(self.out.counters().bytes_sent());
+            statistics.transferred.set(self.out.counters().bytes_out());
             statistics.remaining.set(self.ram.unsent_bytes());
             if kind == SectionKind::Part && begun.elapsed() >= PART_TIME {
                 break true;
             }
         };
-        self.close_window(reason).await?;
+        self.hooks.close(&mut self.out, reason).await?;
+        self.ram.put_refused(&mut self.out, statistics).await?;
         self.end_ram_section().await?;
         // The far end sees the footer now, and the counters are true at the end of a pass.
         self.out.flush().await?;
-        statistics.transferred.set(self.out.counters().bytes_sent());
+        statistics.transferred.set(self.out.counters().bytes_out());
         Ok(more)
     }
 
@@ -651,24 +657,6 @@ impl Job<'_> {
         let mut tail = RamWord::EOS.to_be_bytes().to_vec();
         tail.extend_from_slice(&encode::footer(RAM_SECTION));
         Ok(self.out.write_all(&tail).await?)
-    }
-
-    async fn open_window(&mut self, reason: WindowReason) -> Result<()> {
-        if !self.hooks.active() {
-            return Ok(());
-        }
-        self.hooks.before_iterate(reason).await?;
-        self.out.write_all(&RamWord::HOOK.to_be_bytes()).await?;
-        // Nothing may follow the record in the same message (docs/wire/rdma.md §6).
-        Ok(self.out.flush().await?)
-    }
-
-    async fn close_window(&mut self, reason: WindowReason) -> Result<()> {
-        if !self.hooks.active() {
-            return Ok(());
-        }
-        self.out.flush().await?;
-        Ok(self.hooks.after_iterate(reason).await?)
     }
 }
 

@@ -6,24 +6,32 @@
 //! ```
 //!
 //! A page's bit is cleared before its bytes are read: whatever the guest writes after that is seen by the next sync.
+//!
+//! A transport that carries pages itself is offered whole runs, untested; what it refuses goes into the stream behind its
+//! window, where nothing may be in the stream.
 
 use std::sync::Arc;
 
 use mig_proto::{Name, RamWord, encode};
 use mig_ram::{DirtyBitmap, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, Run, zero_pages};
 use mig_stream::StreamWriter;
-use mig_transport::{RamBlockInfo, RamHooks, Region, SavePages};
+use mig_transport::{RamBlockInfo, Region, SavePages};
 
 use crate::{
     error::{Error, Result},
+    hooks::Hooks,
     statistics::Statistics,
 };
 
 /// Pages looked up in the bitmap and tested for zeros at once.
 const RUN_PAGES: usize = MAX_ZERO_PAGES;
 
+/// The longest run offered to a transport at once: far more than the largest write of one, and little enough that the
+/// end of a PART, a cancel and the statistics do not wait for it.
+const OFFER_BYTES: usize = 16 << 20;
+
 /// The blocks of a migration and what of them is unsent.
-pub(super) struct RamSource {
+pub(crate) struct RamSource {
     memory: Arc<dyn GuestMemory>,
     blocks: Vec<Block>,
     continued: encode::ContinueMemory,
@@ -37,6 +45,8 @@ struct Block {
     region: Arc<dyn Region>,
     used_length: u64,
     unsent: DirtyBitmap,
+    /// What the transport did not take over; none has this as long as it takes everything.
+    refused: Option<DirtyBitmap>,
 }
 
 impl Block {
@@ -54,7 +64,7 @@ impl Block {
 }
 
 impl RamSource {
-    pub(super) fn new(memory: Arc<dyn GuestMemory>) -> Result<Self> {
+    pub(crate) fn new(memory: Arc<dyn GuestMemory>) -> Result<Self> {
         let mut blocks = Vec::new();
         for index in 0..memory.block_count() {
             let Some(info) = memory.block(index) else {
@@ -65,6 +75,7 @@ impl RamSource {
             blocks.push(Block {
                 name: info.idstr.clone(),
                 unsent: DirtyBitmap::new(info.pages()),
+                refused: None,
                 used_length: info.used_length,
                 region: info.region,
             });
@@ -79,49 +90,51 @@ impl RamSource {
     }
 
     /// Bytes of guest memory that migrate.
-    pub(super) fn total_bytes(&self) -> u64 {
+    pub(crate) fn total_bytes(&self) -> u64 {
         self.blocks.iter().map(|block| block.used_length).sum()
     }
 
     /// Bytes of guest memory known to be unsent.
-    pub(super) fn unsent_bytes(&self) -> u64 {
+    pub(crate) fn unsent_bytes(&self) -> u64 {
         self.unsent_pages * PAGE_SIZE as u64
     }
 
     /// The block list (docs/wire/ram.md §2).
-    pub(super) fn encode_block_list(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode_block_list(&self, out: &mut Vec<u8>) {
         let blocks =
             self.blocks.iter().map(|block| encode::Block::new(block.name(), block.used_length));
         encode::block_list(out, blocks);
     }
 
-    /// Tells a transport with hooks of every block, in stream order.
-    pub(super) async fn register(&self, hooks: &mut dyn RamHooks) -> Result<()> {
-        for block in &self.blocks {
-            let info = RamBlockInfo {
-                idstr: String::from_utf8_lossy(&block.name).into_owned(),
-                used_length: block.used_length,
-                region: Arc::clone(&block.region),
-            };
-            hooks.register_block(&info).await?;
-        }
-        Ok(())
+    /// The blocks as a transport's hooks want them, in stream order.
+    pub(crate) fn hook_blocks(&self) -> Vec<RamBlockInfo> {
+        let infos = self.blocks.iter().map(|block| RamBlockInfo {
+            idstr: String::from_utf8_lossy(&block.name).into_owned(),
+            used_length: block.used_length,
+            region: Arc::clone(&block.region),
+        });
+        infos.collect()
     }
 
     /// Starts the dirty log; everything is unsent.
-    pub(super) fn start(&mut self) -> Result<()> {
+    pub(crate) fn start(&mut self) -> Result<()> {
         self.memory.start_dirty_log()?;
+        self.all_unsent();
+        Ok(())
+    }
+
+    /// Everything is unsent, for memory that nobody writes to.
+    pub(crate) fn all_unsent(&mut self) {
         for block in &self.blocks {
             block.unsent.set_all();
         }
         self.unsent_pages = self.blocks.iter().map(|block| block.unsent.count()).sum();
         self.cursor = (0, 0);
-        Ok(())
     }
 
     /// Reads the dirty log: what the guest wrote becomes unsent, and a new pass begins. Answers how many pages it
     /// wrote.
-    pub(super) fn sync(&mut self) -> Result<u64> {
+    pub(crate) fn sync(&mut self) -> Result<u64> {
         let mut dirtied = 0;
         for (index, block) in self.blocks.iter().enumerate() {
             dirtied += self.memory.sync_dirty(index, &block.unsent)?;
@@ -133,7 +146,7 @@ impl RamSource {
 
     /// Lists records of unsent pages until the writer wants to be flushed or the pass is over; answers whether
     /// anything is left of it.
-    pub(super) fn put_pages(
+    pub(crate) fn put_pages(
         &mut self,
         out: &mut StreamWriter,
         statistics: &Statistics,
@@ -173,36 +186,75 @@ impl RamSource {
         Ok(more)
     }
 
-    /// Offers unsent pages to a transport that carries them itself, a run's worth; answers whether anything is left.
-    /// What it does not want goes into the stream.
-    pub(super) async fn offer_pages(
+    /// Offers a run of unsent pages to a transport that carries them itself; answers whether anything is left. Under a
+    /// rate the run is short and paid for before this returns.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the run may be neither sent nor unsent.
+    pub(crate) async fn offer_pages(
         &mut self,
         out: &mut StreamWriter,
-        hooks: &mut dyn RamHooks,
+        hooks: &mut Hooks,
         statistics: &Statistics,
     ) -> Result<bool> {
         let (index, from) = self.cursor;
-        let Some(block) = self.blocks.get(index) else { return Ok(false) };
-        let Some(run) = block.unsent.take_next_run(from, RUN_PAGES) else {
+        let Some(block) = self.blocks.get_mut(index) else { return Ok(false) };
+        let most = (out.step_beside(OFFER_BYTES) / PAGE_SIZE).max(1);
+        let Some(run) = block.unsent.take_next_run(from, most) else {
             self.cursor = (index + 1, 0);
             return Ok(true);
         };
-        let zeros = block.zero_pages(run)?;
-        for page in run.start..run.end() {
-            let offset = (page * PAGE_SIZE) as u64;
-            let mut is_zero = false;
-            let offered = hooks.save_pages(index, offset, PAGE_SIZE as u64).await?;
-            if offered == SavePages::NotSupported {
-                out.make_room().await?;
-                is_zero = zeros >> (page - run.start) & 1 != 0;
-                put_page(out, &mut self.continued, index, block, page, is_zero)?;
-            }
-            statistics.duplicate.add(is_zero.into());
-            statistics.normal.add((!is_zero).into());
-            self.unsent_pages -= 1;
-        }
         self.cursor = (index, run.end());
+        let len = run.len * PAGE_SIZE;
+        match hooks.save(index, (run.start * PAGE_SIZE) as u64, len as u64).await? {
+            SavePages::NotSupported => {
+                let pages = block.unsent.pages();
+                let refused = block.refused.get_or_insert_with(|| DirtyBitmap::new(pages));
+                refused.set_range(run.start, run.len);
+            }
+            SavePages::Delayed { zero_pages } => {
+                let pages = run.len as u64;
+                let zero = zero_pages.min(pages);
+                statistics.duplicate.add(zero);
+                statistics.normal.add(pages - zero);
+                self.unsent_pages -= pages;
+                // No more than `len`.
+                out.pay_beside(len - zero as usize * PAGE_SIZE).await?;
+            }
+        }
         Ok(true)
+    }
+
+    /// Sends in the stream what the transport did not take over, after its window: within one, nothing may be in the
+    /// stream (docs/wire/rdma.md §5).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: a run is neither sent nor unsent.
+    pub(crate) async fn put_refused(
+        &mut self,
+        out: &mut StreamWriter,
+        statistics: &Statistics,
+    ) -> Result<()> {
+        for (index, block) in self.blocks.iter().enumerate() {
+            let Some(refused) = &block.refused else { continue };
+            let mut from = 0;
+            while let Some(run) = refused.take_next_run(from, RUN_PAGES) {
+                let zeros = block.zero_pages(run)?;
+                for page in run.start..run.end() {
+                    out.make_room().await?;
+                    let is_zero = zeros >> (page - run.start) & 1 != 0;
+                    put_page(out, &mut self.continued, index, block, page, is_zero)?;
+                }
+                let zero = u64::from(zeros.count_ones());
+                statistics.duplicate.add(zero);
+                statistics.normal.add(run.len as u64 - zero);
+                self.unsent_pages -= run.len as u64;
+                from = run.end();
+            }
+        }
+        Ok(())
     }
 }
 
