@@ -7,7 +7,9 @@ use std::panic::resume_unwind;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-const SCENARIO: Duration = Duration::from_secs(180);
+use crate::process::SLOWNESS;
+
+const SCENARIO: Duration = Duration::from_secs(180 * SLOWNESS);
 
 /// Runs `body` and gives its panic on; panics itself if that takes longer than a scenario may.
 #[track_caller]

@@ -7,15 +7,18 @@
 //!   qemu ── qmp        mig (the binary)      report ── skips, results for docs/interop.md
 //!      │ looks inside     │
 //!      ▼                  ▼
-//!   guest (images, memory check)
+//!   guest (images, memory check)      paused (guests that never run, memory of our choice)
 //! ```
+//! `lab` is what the tests of target `lab` need to know about the virtual machine they run in.
 //! Everything here panics with a sentence instead of returning an error: a test has no caller who could do
 //! better. Every wait has a deadline, every child is ended by its handle, every name is unique to its test, so
 //! the scenarios run beside each other.
 
 pub mod guard;
 pub mod guest;
+pub mod lab;
 pub mod mig;
+pub mod paused;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

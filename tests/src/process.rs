@@ -18,7 +18,10 @@ use rustix::process::{Pid, PidfdFlags};
 
 /// How long one step of a scenario may take before it counts as hung: many times what the slowest step needs
 /// with all cores taken.
-pub const STEP: Duration = Duration::from_secs(60);
+pub const STEP: Duration = Duration::from_secs(60 * SLOWNESS);
+
+/// By how much every hang guard is longer than on real hardware: the lab emulates the CPU.
+pub const SLOWNESS: u64 = if cfg!(feature = "lab") { 5 } else { 1 };
 
 /// A started child.
 #[derive(Debug)]

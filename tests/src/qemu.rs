@@ -152,17 +152,29 @@ impl Setup<'_> {
     }
 
     fn start(&self, name: &str, more: &[&str]) -> Qemu {
-        let socket = self.scratch.path(&format!("{name}.qmp"));
+        let image = self.image.unpack(self.scratch);
+        let mut arguments = vec!["-M", self.machine, "-bios", text(&image)];
+        let memory = RAM_MIB.to_string();
+        arguments.extend(["-m", &memory]);
+        arguments.extend(more);
+        self.binary.start(name, self.scratch, &arguments)
+    }
+}
+
+impl Binary {
+    /// Starts this QEMU with a monitor of ours and `arguments`, which have machine, memory and what the guest runs.
+    #[must_use]
+    pub fn start(&self, name: &str, scratch: &Scratch, arguments: &[&str]) -> Qemu {
+        let socket = scratch.path(&format!("{name}.qmp"));
         let listener = UnixListener::bind(&socket)
             .unwrap_or_else(|error| panic!("cannot listen on {}: {error}", socket.display()));
-        let mut command = self.binary.command();
+        let mut command = self.command();
         command
             .args(["-name", name, "-no-user-config", "-nodefaults", "-display", "none"])
-            .args(["-accel", "tcg", "-M", self.machine, "-m", &RAM_MIB.to_string(), "-bios"])
-            .arg(self.image.unpack(self.scratch))
+            .args(["-accel", "tcg"])
             .args(["-chardev", &format!("socket,id=qmp,path={}", text(&socket))])
             .args(["-mon", "chardev=qmp,mode=control"])
-            .args(more)
+            .args(arguments)
             .stdin(std::process::Stdio::null());
         let mut process = Process::start(name, command, true);
         let deadline = Instant::now() + STEP;
@@ -178,7 +190,7 @@ impl Setup<'_> {
         let mut qmp = Qmp::new(stream);
         set_capability(&mut qmp, "events", true);
         // 10.0 is the oldest seen to be right.
-        Qemu { process, qmp, tracks_writes: self.binary.is_at_least(10, 0) }
+        Qemu { process, qmp, tracks_writes: self.is_at_least(10, 0) }
     }
 }
 

@@ -1,0 +1,57 @@
+//! The virtual machine in which the tests of target `lab` run: what it has, and its addresses (docs/testing.md).
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Instant;
+
+use crate::process::STEP;
+use crate::report;
+
+/// The soft-RoCE device's IPv4 address.
+pub const IPV4: &str = "10.55.0.1";
+/// Its IPv6 address.
+pub const IPV6: &str = "fd55::1";
+/// The device.
+pub const DEVICE: &str = "rxe0";
+
+/// Whether this is the lab; if not, says that the running test is skipped.
+#[must_use]
+#[track_caller]
+pub fn or_skip() -> bool {
+    let inside = std::env::var_os("MIG_LAB_OUT").is_some();
+    if !inside {
+        report::skip("needs the lab: `cargo xtask test --lab` runs it there");
+    }
+    inside
+}
+
+/// A port, of any address family, that no other test of this process uses. The lab is ours alone, so nobody else does.
+#[must_use]
+pub fn port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(4400);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Waits until somebody listens on this port of the RDMA connection manager.
+#[track_caller]
+pub fn wait_for_rdma_listener(port: u16) {
+    let deadline = Instant::now() + STEP;
+    let wanted = format!(":{port} ");
+    loop {
+        let told = rdma(&["resource", "show", "cm_id"]);
+        if told.lines().any(|line| line.contains("state LISTEN") && line.contains(&wanted)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "nobody listens on RDMA port {port}:\n{told}");
+    }
+}
+
+/// What the program `rdma` prints about the devices and who uses them.
+#[must_use]
+#[track_caller]
+pub fn rdma(arguments: &[&str]) -> String {
+    let output = Command::new("rdma").args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run rdma (iproute2): {error}"));
+    assert!(output.status.success(), "rdma {arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,99 @@
+//! vsock between two processes of one machine (context id 1), with the real binary and with QEMU at either end.
+//!
+//! The backend's own tests, the shared conformance suite among them, are run in the lab by `cargo xtask test` too:
+//! those that said on the host that its kernel has no vsock loopback.
+
+use mig_tests::guest::{Image, unpack};
+use mig_tests::lab;
+use mig_tests::mig::Mig;
+use mig_tests::qemu::{
+    Binary, LostTrack, Release, Seen, Setup, text, with_a_source_that_keeps_track,
+};
+use mig_tests::report::Cell;
+use mig_tests::scratch::Scratch;
+
+use crate::in_the_lab;
+
+fn uri() -> String {
+    format!("vsock:1:{}", lab::port())
+}
+
+#[test]
+fn a_saved_stream_goes_from_mig_to_mig() {
+    in_the_lab(|| {
+        let scratch = Scratch::new();
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/data/pc-10.0.2-dirty-plain.bin.zst");
+        let stream = unpack(data.as_ref());
+        let (file, saved) = (scratch.path("stream"), scratch.path("saved"));
+        std::fs::write(&file, &stream).expect("the scratch directory can be written");
+        for flag in ["--no-return-path", "--return-path"] {
+            let mut recv = Mig::start("recv", &["recv", &uri(), "--save", text(&saved), "--json"]);
+            let mut send =
+                Mig::start("send", &["send", text(&file), &recv.listening(), flag, "--json"]);
+            send.succeeds();
+            recv.succeeds();
+            assert_eq!(send.last_json()["confirmed"], flag == "--return-path");
+            let received = std::fs::read(&saved).expect("recv has said that it is there");
+            assert!(received == stream, "{flag}: what was saved is not what was sent");
+        }
+    });
+}
+
+/// The feature's name in docs/interop.md.
+fn feature(return_path: bool) -> &'static str {
+    if return_path { "return path" } else { "plain" }
+}
+
+fn qemu_and_mig(release: Release, return_path: bool) {
+    let Some(binary) = release.or_skip() else { return };
+    let cell = Cell::new(binary.version(), "pc", "vsock", feature(return_path));
+    with_a_source_that_keeps_track(|| attempt(&binary, return_path));
+    cell.passed("works");
+}
+
+fn attempt(binary: &Binary, return_path: bool) -> Result<(), LostTrack> {
+    let scratch = Scratch::new();
+    let setup = Setup { binary, machine: "pc", scratch: &scratch, image: Image::Dirty };
+    let saved = scratch.path("saved");
+    let mut source = setup.source("source");
+    // Stopped: emulated twice over, a running guest would not let its memory go within any downtime.
+    source.stop();
+    source.set_capability("return-path", return_path);
+    let mut recv = Mig::start("recv", &["recv", &uri(), "--save", text(&saved), "--json"]);
+    source.migrate(&recv.listening());
+    source.completed();
+    recv.succeeds();
+    source.kept_track()?;
+    let seen = Seen::of(&mut source, &scratch);
+
+    let mut destination = setup.destination("destination");
+    let uri = uri();
+    destination.incoming(&uri);
+    let flag = if return_path { "--return-path" } else { "--no-return-path" };
+    let mut send = Mig::start("send", &["send", text(&saved), &uri, flag, "--json"]);
+    destination.completed();
+    send.succeeds();
+    assert_eq!(send.last_json()["confirmed"], return_path);
+    seen.lives_on_in(&mut destination, &scratch);
+    Ok(())
+}
+
+#[test]
+fn installed_plain() {
+    in_the_lab(|| qemu_and_mig(Release::Installed, false));
+}
+
+#[test]
+fn installed_return_path() {
+    in_the_lab(|| qemu_and_mig(Release::Installed, true));
+}
+
+#[test]
+fn unpacked_plain() {
+    in_the_lab(|| qemu_and_mig(Release::Unpacked, false));
+}
+
+#[test]
+fn unpacked_return_path() {
+    in_the_lab(|| qemu_and_mig(Release::Unpacked, true));
+}
