@@ -33,17 +33,18 @@ pub struct Sender {
     posted: usize,
     sent: u64,
     handled: u64,
+    over: bool,
 }
 
 impl Sender {
     /// A connection on which nothing has come yet and `posted` RECVs are posted.
     pub fn new(posted: usize) -> Self {
-        Self { expecting_ready: true, awaiting: None, posted, sent: 0, handled: 0 }
+        Self { expecting_ready: true, awaiting: None, posted, sent: 0, handled: 0, over: false }
     }
 
     /// Whether one message may be sent now.
     pub fn may_send(&self) -> bool {
-        !self.expecting_ready && self.awaiting.is_none()
+        !self.expecting_ready && self.awaiting.is_none() && !self.over
     }
 
     /// The response that is being waited for.
@@ -66,8 +67,14 @@ impl Sender {
         self.posted += 1;
     }
 
-    /// Call right before posting the SEND of a `kind`; an `Err` means it must not be posted. ERROR is not asked about here: it
-    /// may always be tried once.
+    /// We have failed: whether to try to SEND ERROR, which needs no READY. Once, and not to an end that said it itself
+    /// (docs/wire/rdma.md §12). Nothing else may be sent afterwards.
+    pub fn give_up(&mut self) -> bool {
+        !std::mem::replace(&mut self.over, true)
+    }
+
+    /// Call right before posting the SEND of a `kind`; an `Err` means it must not be posted. For ERROR
+    /// there is [`Self::give_up`].
     ///
     /// # Errors
     ///
@@ -76,6 +83,9 @@ impl Sender {
     pub fn send(&mut self, kind: Kind) -> Result<()> {
         if !kind.needs_ready() {
             return Err(Error::misuse(format!("{kind} is not sent by the sending side")));
+        }
+        if self.over {
+            return Err(Error::misuse(format!("{kind} after ERROR")));
         }
         if let Some(awaited) = self.awaiting {
             return Err(Error::misuse(format!("{kind} before {awaited} has come")));
@@ -104,7 +114,10 @@ impl Sender {
     pub fn received(&mut self, kind: Kind) -> Result<Cleared> {
         self.posted = self.posted.saturating_sub(1);
         match (kind, self.awaiting) {
-            (Kind::Error, _) => Err(Error::PeerFailed),
+            (Kind::Error, _) => {
+                self.over = true;
+                Err(Error::PeerFailed)
+            }
             (kind, Some(awaited)) if kind == awaited => {
                 self.awaiting = None;
                 self.handled = self.sent;
@@ -135,12 +148,13 @@ pub struct Receiver {
     owed: Option<Kind>,
     /// A command was received whose effect is not complete.
     busy: Option<Kind>,
+    over: bool,
 }
 
 impl Receiver {
     /// The destination's main connection, with `posted` RECVs posted.
     pub fn new(posted: usize) -> Self {
-        Self { posted, ahead: 0, unprompted: 0, owed: None, busy: None }
+        Self { posted, ahead: 0, unprompted: 0, owed: None, busy: None, over: false }
     }
 
     /// The source's return path. A QEMU destination sends its first message unprompted and stays one ahead for ever
@@ -155,10 +169,16 @@ impl Receiver {
     /// The last condition also holds back on the return path, where it is what a QEMU can take: it has posted one RECV more
     /// than it has sent messages.
     pub fn may_ready(&self) -> bool {
-        self.ahead < 1
+        !self.over
+            && self.ahead < 1
             && self.owed.is_none()
             && self.busy.is_none()
             && i64::try_from(self.posted).unwrap_or(i64::MAX) > self.ahead + self.unprompted
+    }
+
+    /// We have failed: whether to try to SEND ERROR; see [`Sender::give_up`].
+    pub fn give_up(&mut self) -> bool {
+        !std::mem::replace(&mut self.over, true)
     }
 
     /// Call right before posting the SEND of READY.
@@ -189,6 +209,7 @@ impl Receiver {
     pub fn received(&mut self, kind: Kind) -> Result<()> {
         self.posted = self.posted.saturating_sub(1);
         if kind == Kind::Error {
+            self.over = true;
             return Err(Error::PeerFailed);
         }
         if !kind.needs_ready() {
@@ -291,6 +312,25 @@ mod tests {
         waiting.send(Kind::RamBlocksRequest).unwrap();
         assert_eq!(waiting.received(Kind::Error), Err(Error::PeerFailed));
         assert_eq!(Receiver::new(1).received(Kind::Error), Err(Error::PeerFailed));
+    }
+
+    #[test]
+    fn error_is_said_once_and_ends_all() {
+        let mut sender = ready_sender();
+        assert!(sender.give_up());
+        assert!(!sender.give_up());
+        assert!(!sender.may_send() && sender.send(Kind::QemuFile).is_err());
+        let mut told = ready_sender();
+        told.received(Kind::Error).unwrap_err();
+        assert!(!told.give_up(), "the other end knows");
+
+        let mut receiver = Receiver::new(4);
+        assert!(receiver.give_up());
+        assert!(!receiver.give_up());
+        assert!(!receiver.may_ready());
+        let mut told = Receiver::new(4);
+        told.received(Kind::Error).unwrap_err();
+        assert!(!told.give_up());
     }
 
     #[test]
@@ -402,7 +442,9 @@ mod tests {
         to_receiver: VecDeque<Kind>,
         to_sender: VecDeque<Kind>,
         sender_recvs: usize,
-        receiver_recvs: usize,
+        receiver_posted: usize,
+        /// Stream messages whose buffer is not given back yet.
+        unread: usize,
         unprompted: usize,
         busy: Option<Kind>,
         delivered: usize,
@@ -430,7 +472,8 @@ mod tests {
                 to_receiver: VecDeque::new(),
                 to_sender: VecDeque::new(),
                 sender_recvs,
-                receiver_recvs,
+                receiver_posted: receiver_recvs,
+                unread: 0,
                 unprompted: 0,
                 busy: None,
                 delivered: 0,
@@ -444,7 +487,7 @@ mod tests {
                     self.sender.send(kind).unwrap();
                     self.to_receiver.push_back(kind);
                     // A SEND without a RECV would end the connection (docs/wire/rdma.md §2.5).
-                    assert!(self.to_receiver.len() <= self.receiver_recvs);
+                    assert!(self.to_receiver.len() <= self.receiver_posted);
                 }
                 1 if self.receiver.may_ready() => {
                     self.receiver.ready().unwrap();
@@ -453,9 +496,13 @@ mod tests {
                 2 if !self.to_receiver.is_empty() => {
                     let kind = self.to_receiver.pop_front().unwrap();
                     self.receiver.received(kind).unwrap();
-                    self.receiver.reposted();
+                    self.receiver_posted -= 1;
                     self.delivered += 1;
                     self.busy = (kind != Kind::QemuFile).then_some(kind);
+                    self.unread += 1;
+                    if self.busy.is_some() {
+                        self.repost();
+                    }
                 }
                 3 if self.busy.is_some() => {
                     let kind = self.busy.take().unwrap();
@@ -471,9 +518,16 @@ mod tests {
                     self.sender.reposted();
                     self.unprompted -= usize::from(kind == Kind::Ready);
                 }
+                5 if self.unread > 0 => self.repost(),
                 _ => return false,
             }
             true
+        }
+
+        fn repost(&mut self) {
+            self.unread -= 1;
+            self.receiver_posted += 1;
+            self.receiver.reposted();
         }
 
         fn push_to_sender(&mut self, kind: Kind) {
@@ -491,7 +545,7 @@ mod tests {
                 return;
             }
             let mut any = false;
-            for choice in 0..5 {
+            for choice in 0..6 {
                 let kinds: &[Kind] = if choice == 0 { &REQUESTS[..4] } else { &REQUESTS[..1] };
                 for kind in kinds {
                     let mut fresh = link();
@@ -517,15 +571,15 @@ mod tests {
         fn any_interleaving_holds_and_goes_on(
             recvs in 2usize..8,
             return_path: bool,
-            moves in proptest::collection::vec((0usize..5, 0usize..6), 1..400),
+            moves in proptest::collection::vec((0usize..6, 0usize..6), 1..400),
         ) {
             let mut link = Link::new(recvs, recvs, return_path);
             for (choice, kind) in moves {
                 link.step(choice, REQUESTS[kind]);
             }
             let before = link.delivered;
-            for _ in 0..12 {
-                prop_assert!((0..5).any(|choice| link.step(choice, Kind::Compress)), "deadlock");
+            for _ in 0..20 {
+                prop_assert!((0..6).any(|choice| link.step(choice, Kind::Compress)), "deadlock");
             }
             prop_assert!(link.delivered > before, "nothing gets through");
         }
