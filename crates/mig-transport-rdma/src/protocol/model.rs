@@ -288,15 +288,20 @@ impl World {
         }
     }
 
+    /// One move of everybody; says whether any was possible.
+    fn step_all(&mut self) -> bool {
+        (0..8).filter(|which| self.step(*which, true)).count() > 0
+    }
+
     /// Closes the window: everything goes out and is handled.
     fn close(&mut self) {
         for _ in 0..200_000 {
-            let any = (0..8).fold(false, |any, which| self.step(which, true) || any);
+            let any = self.step_all();
             if self.transfer.drained() && self.sender.may_send() {
                 self.sender.send(Kind::RegisterFinished).unwrap();
                 let message = Outgoing::RegisterFinished.to_vec().unwrap();
                 self.wire.push_back(OnWire::Send(message));
-                while (0..8).fold(false, |any, which| self.step(which, true) || any) {}
+                while self.step_all() {}
                 return;
             }
             assert!(any, "deadlock: {:?}", self.transfer);

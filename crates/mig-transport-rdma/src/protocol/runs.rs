@@ -362,6 +362,8 @@ mod tests {
         // Data in another window changes nothing.
         runs.offer(span(1020, 8), PAGE, [0b0000_1111], &windows).unwrap();
         assert_eq!(drain(&mut runs, &windows), [(true, 1020, 4), (false, 1024, 4)]);
+        runs.offer(span(1020, 8), PAGE, [0b1111_0000], &windows).unwrap();
+        assert_eq!(drain(&mut runs, &windows), [(true, 1024, 4), (false, 1020, 4)]);
         // With a key it is cheaper to write.
         windows.register_sent(windows.window_at(0, 0)).unwrap();
         runs.offer(span(0, 3), PAGE, [0b111], &windows).unwrap();

@@ -176,13 +176,13 @@ impl Transfer {
     ///
     /// Too few RECVs are posted for what must come back.
     pub fn poll(&mut self, sender: &mut Sender, flush: bool) -> Result<Step> {
+        // Whoever cannot offer more must not wait for more.
         let flush = flush || !self.runs.has_room();
         if flush {
             self.runs.flush(&self.windows);
         }
         let (mut control, mut write) = (false, false);
-        // A WRITE that needs the control channel gets it before a COMPRESS: all later WRITEs wait for it.
-        let (mut wants_control, mut blocked) = (false, false);
+        let mut blocked = false;
         if let Some(piece) = self.runs.next_data(&self.windows, flush) {
             let window = self.windows.window_at(piece.span.block, piece.span.offset);
             blocked = self.runs.blocked(&piece, false);
@@ -201,8 +201,9 @@ impl Transfer {
                     Plan::AwaitResponse => control = true,
                     Plan::AwaitWrite => write = true,
                     Plan::RegisterRemote(_) | Plan::EvictRemote(_) if !sender.may_send() => {
-                        (control, wants_control) = (true, true);
+                        control = true;
                     }
+                    // Before a COMPRESS has its turn: all later WRITEs wait for this one.
                     plan => return self.prepare(plan, sender),
                 }
             }
@@ -210,7 +211,7 @@ impl Transfer {
         if let Some(piece) = self.runs.next_zero(flush || blocked)
             && !self.runs.blocked(&piece, true)
         {
-            if sender.may_send() && !wants_control {
+            if sender.may_send() {
                 let message = Outgoing::Compress(self.blocks.compress(&piece.span)?);
                 sender.send(message.kind())?;
                 self.fence = Some((piece.span, sender.sent()));
@@ -415,6 +416,31 @@ mod tests {
         assert!(matches!(step, Step::Write { .. }), "{step:?}");
         let step = transfer.poll(&mut sender, true).unwrap();
         assert!(matches!(step, Step::Send(Outgoing::Compress(_))), "{step:?}");
+    }
+
+    #[test]
+    fn a_zero_range_in_the_way_of_a_write_does_not_wait_to_grow() {
+        let (mut transfer, mut sender) = (transfer(true, false), Sender::new(4));
+        transfer.pinned_here().unwrap();
+        transfer.offer(span(0, 64), PAGE, [u64::MAX]).unwrap();
+        transfer.offer(span(5, 256), PAGE, []).unwrap();
+        transfer.offer(span(64, 16), PAGE, [u64::MAX]).unwrap();
+        ready(&mut sender);
+        let step = transfer.poll(&mut sender, false).unwrap();
+        assert!(matches!(step, Step::Send(Outgoing::Compress(_))), "{step:?}");
+        ready(&mut sender);
+        let step = transfer.poll(&mut sender, false).unwrap();
+        assert!(matches!(step, Step::Write { .. }), "{step:?}");
+    }
+
+    #[test]
+    fn a_registration_has_the_first_ready() {
+        let (mut transfer, mut sender) = (transfer(false, false), Sender::new(4));
+        transfer.offer(span(0, 64), PAGE, [u64::MAX]).unwrap();
+        transfer.offer(span(100, 1), PAGE, []).unwrap();
+        ready(&mut sender);
+        let step = transfer.poll(&mut sender, true).unwrap();
+        assert!(matches!(step, Step::Send(Outgoing::Register(_))), "{step:?}");
     }
 
     #[test]
