@@ -18,6 +18,7 @@ mod destination;
 mod error;
 mod guest;
 mod handle;
+mod held;
 mod hooks;
 mod parameters;
 mod record;
@@ -25,6 +26,7 @@ mod replay;
 mod source;
 mod statistics;
 mod walk;
+mod xbzrle;
 
 pub use crate::{
     accept::MAX_CANDIDATES,

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use mig_proto::{Event, Options, UnknownIterables, state::DestinationEvent};
+use mig_ram::PAGE_SIZE;
 use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
@@ -11,8 +12,12 @@ use crate::{
     answers::{Answers, drain},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
+    hooks::Hooks,
     parameters::{Deadlines, Parameters},
-    record::{counts::PageCounts, keeper::Keeper, sink::StreamSink, writer::SinkWriter},
+    record::{
+        counts::PageCounts, keeper::Keeper, memory::RecordedMemory, sink::StreamSink,
+        writer::SinkWriter,
+    },
     statistics::MigrationInfo,
     walk::{InputEnd, Piece, StreamWalk},
 };
@@ -40,6 +45,10 @@ pub struct RecordOptions {
     pub deadlines: Deadlines,
     /// What the decoder is told.
     pub stream: Options,
+    /// The most guest memory that may be held, in bytes, where the transport writes into memory by itself (rdma): then
+    /// all of the guest's is held until its last page came. `None` is as much as this machine has available. Other
+    /// transports need none.
+    pub max_guest_memory: Option<u64>,
 }
 
 impl Default for RecordOptions {
@@ -47,7 +56,26 @@ impl Default for RecordOptions {
         let mut stream = Options::default();
         // A recorder stores what it does not understand.
         stream.unknown_iterables = UnknownIterables::KeepRaw;
-        Self { return_path: true, switchover_ack: false, deadlines: Deadlines::default(), stream }
+        Self {
+            return_path: true,
+            switchover_ack: false,
+            deadlines: Deadlines::default(),
+            stream,
+            max_guest_memory: None,
+        }
+    }
+}
+
+impl RecordOptions {
+    fn memory(&self) -> Result<RecordedMemory> {
+        let bytes = self.stream.target_page_size.bytes();
+        if bytes as usize != PAGE_SIZE {
+            return Err(Error::misuse(format!(
+                "pages of {bytes} bytes over a transport that writes into memory by itself: only pages of {PAGE_SIZE} \
+                 bytes can be held"
+            )));
+        }
+        Ok(RecordedMemory::new(self.max_guest_memory))
     }
 }
 
@@ -137,9 +165,14 @@ impl Recorder {
             accepted = accept_main(listener, &self.options.deadlines) => accepted,
             () = shared.cancelled() => Err(Error::cancelled()),
         };
-        let (stream, reader) = accepted.map_err(|error| error.during("setup"))?;
+        let (mut stream, reader) = accepted.map_err(|error| error.during("setup"))?;
         shared.destination_event(DestinationEvent::Connected)?;
         let channel = stream.endpoint().to_string();
+        let hooks = Hooks::of(&mut stream);
+        let memory = match hooks.active() {
+            true => Some(self.options.memory()?),
+            false => None,
+        };
         let mut session = Session {
             answers: Answers::new(self.options.return_path, self.options.switchover_ack),
             stream,
@@ -147,6 +180,8 @@ impl Recorder {
             walk: StreamWalk::new(self.options.stream),
             keeper: Keeper::default(),
             pages: PageCounts::default(),
+            hooks,
+            memory,
             sink: SinkWriter::start(sink)?,
             observer,
             shared,
@@ -174,6 +209,9 @@ struct Session<'a, 'o> {
     walk: StreamWalk,
     keeper: Keeper,
     pages: PageCounts,
+    hooks: Hooks,
+    /// Where a transport with hooks writes.
+    memory: Option<RecordedMemory>,
     sink: SinkWriter,
     observer: Option<&'o mut (dyn EventObserver + 'o)>,
     shared: &'a Shared,
@@ -186,11 +224,16 @@ impl Session<'_, '_> {
         loop {
             let at_least = self.take(end)?;
             self.answers.give(&mut self.stream).await?;
+            self.serve_window().await?;
+            self.write_memory().await?;
             self.sink.pass_on().await?;
             if at_least == 0 || self.walk.is_complete() {
                 break;
             }
             end = self.more(end).await?;
+        }
+        if self.hooks.active() {
+            self.hooks.release().await?;
         }
         if !self.answers.is_open() {
             // Nothing can be told to this source. It closes when it is done, and its transport may still have something
@@ -210,10 +253,14 @@ impl Session<'_, '_> {
 
     /// Decodes what is buffered and keeps what is to be kept.
     fn take(&mut self, end: InputEnd) -> Result<usize> {
-        let Self { reader, walk, keeper, answers, sink, pages, observer, shared, .. } = self;
+        let Self { reader, walk, keeper, answers, sink, pages, observer, shared, memory, .. } =
+            self;
         let walked = walk.walk::<Error>(reader.buffer(), end, |piece| {
             if let Some(event) = &piece.event {
-                pages.count(event);
+                // Pages that are held are counted when they are written.
+                if memory.is_none() {
+                    pages.count(event);
+                }
                 if let Event::BlockList { entries, .. } = event {
                     shared
                         .statistics
@@ -224,14 +271,44 @@ impl Session<'_, '_> {
             if let Some(observer) = observer {
                 observer.piece(&piece);
             }
-            keeper.handle(&piece, sink.chunk(), |question| answers.ask(question))
+            let keep = match memory {
+                None => sink.chunk(),
+                Some(memory) => match (memory.take(&piece)?, memory.is_due()) {
+                    (false, _) => return Ok(()),
+                    (true, true) => &mut memory.behind,
+                    (true, false) => sink.chunk(),
+                },
+            };
+            keeper.handle(&piece, keep, |question| answers.ask(question))
         })?;
         reader.consume(walked.consumed);
-        let statistics = &shared.statistics;
-        statistics.transferred.set(reader.position());
-        statistics.normal.set(pages.normal + pages.xbzrle + pages.compressed);
-        statistics.duplicate.set(pages.zero);
+        self.publish();
         Ok(walked.at_least)
+    }
+
+    fn publish(&self) {
+        publish(self.shared, self.reader.position(), &self.pages, self.memory.is_some());
+    }
+
+    /// Lets the transport bring the pages of the window that was opened.
+    async fn serve_window(&mut self) -> Result<()> {
+        let Some(memory) = &mut self.memory else { return Ok(()) };
+        let Some(end) = memory.hook.take() else { return Ok(()) };
+        if !std::mem::replace(&mut memory.registered, true) {
+            self.hooks.register(memory.held().hook_blocks()).await?;
+        }
+        self.hooks.serve(end, &self.reader).await
+    }
+
+    /// Writes the pages that were held, where they belong.
+    async fn write_memory(&mut self) -> Result<()> {
+        let Some(memory) = self.memory.as_mut().filter(|memory| memory.is_due()) else {
+            return Ok(());
+        };
+        let (shared, received) = (self.shared, self.reader.position());
+        memory
+            .write(&mut self.sink, &mut self.pages, |pages| publish(shared, received, pages, true))
+            .await
     }
 
     /// Waits for bytes, for the end, or for silence that means something.
@@ -253,7 +330,9 @@ impl Session<'_, '_> {
 
     /// Names the file, then tells the source. Not interrupted by a cancel: it comes too late.
     async fn conclude(self) -> Result<Recorded> {
-        let Self { mut reader, mut answers, sink, pages, shared, stream, .. } = self;
+        let Self { mut reader, mut answers, sink, pages, shared, stream, memory, hooks, .. } = self;
+        // All of it is written, and nobody else may touch it any more.
+        drop(memory);
         let stop = stream.shutdown_handle();
         let bytes = match sink.commit().await {
             Ok(bytes) => bytes,
@@ -287,12 +366,17 @@ impl Session<'_, '_> {
             };
             tracing::debug!(?closed, "the source was told");
         }
+        // The transport's connection ends with its hooks, perhaps: not before the source was told.
+        drop(hooks);
         Ok(Recorded { confirmed, bytes, pages, info: shared.info() })
     }
 
     /// Leaves nothing that looks complete, and tells the source.
     async fn give_up(self, hasty: bool) {
-        let Self { mut reader, mut answers, sink, stream, .. } = self;
+        let Self { mut reader, mut answers, sink, stream, memory, hooks, .. } = self;
+        // First out of the transport's reach.
+        drop(hooks);
+        drop(memory);
         let limit = if hasty { HASTY_FAREWELL } else { FAREWELL };
         let farewell = async {
             answers.failure(limit).await;
@@ -309,6 +393,16 @@ impl fmt::Debug for Session<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("stream", &self.stream).finish_non_exhaustive()
     }
+}
+
+/// Brings the statistics up to date. Pages that came `beside` the stream are no bytes of it.
+fn publish(shared: &Shared, received: u64, pages: &PageCounts, beside: bool) {
+    let statistics = &shared.statistics;
+    let normal = pages.normal + pages.xbzrle + pages.compressed;
+    let bytes_beside = if beside { normal * PAGE_SIZE as u64 } else { 0 };
+    statistics.transferred.set(received + bytes_beside);
+    statistics.normal.set(normal);
+    statistics.duplicate.set(pages.zero);
 }
 
 fn ended(filled: usize) -> InputEnd {

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use mig_proto::{Command, Event, encode};
+use mig_proto::{Command, Event, SectionKind, encode};
+use mig_transport::WindowReason;
 
 use crate::{
     error::{Error, Result},
@@ -24,6 +25,19 @@ pub(super) struct Cutter {
     pub(super) section: Option<String>,
     /// The source's machine type, for messages.
     pub(super) machine: Option<String>,
+    /// Leave memory out of the stream, and say where its windows are.
+    windows: bool,
+    place: Place,
+}
+
+/// Where the stored stream is, as far as memory is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Elsewhere,
+    /// Among the records of a section of `ram`.
+    Records(SectionKind),
+    /// Behind them.
+    Footer(SectionKind),
 }
 
 /// Something to send.
@@ -33,6 +47,8 @@ pub(super) enum Part {
     Stored(Range<usize>),
     /// Bytes of our own.
     Ours(Vec<u8>),
+    /// A window of the transport.
+    Window(WindowReason),
     /// The final EOF comes next: from there on the destination may own the guest.
     Verge,
 }
@@ -46,17 +62,29 @@ impl Cutter {
             total: 0,
             section: None,
             machine: None,
+            windows: false,
+            place: Place::Elsewhere,
         }
+    }
+
+    /// The same for a transport that carries memory itself.
+    pub(super) fn with_windows(return_path: bool) -> Self {
+        Self { windows: true, ..Self::new(return_path) }
     }
 
     /// Takes the next piece, which is at `at` in the buffer.
     pub(super) fn handle(&mut self, piece: &Piece<'_>, at: usize) -> Result<()> {
+        if self.windows && !self.is_stream(piece.event.as_ref()) {
+            return Ok(());
+        }
         let place = at..at + piece.bytes.len();
         let Some(event) = &piece.event else {
             self.stored(place);
             return Ok(());
         };
-        self.pages.count(event);
+        if !self.windows {
+            self.pages.count(event);
+        }
         match event {
             Event::Command(command) if !is_replayed(command, piece.position)? => return Ok(()),
             Event::Configuration(configuration) => {
@@ -79,6 +107,45 @@ impl Cutter {
         }
         self.stored(place);
         Ok(())
+    }
+
+    /// Whether a piece goes in the stream where memory does not; asks for the windows.
+    fn is_stream(&mut self, event: Option<&Event<'_>>) -> bool {
+        let Some(event) = event else {
+            return self.place != Place::Records(SectionKind::Part);
+        };
+        match event {
+            Event::Section(header) if header.is_ram() => {
+                self.place = Place::Records(header.kind);
+                header.kind != SectionKind::Part
+            }
+            Event::Page(_)
+            | Event::Payload(_)
+            | Event::Zero(_)
+            | Event::Xbzrle { .. }
+            | Event::CompressedPage { .. }
+            | Event::Hook(_)
+            | Event::MultifdFlush(_) => false,
+            Event::BlockList { .. } => true,
+            Event::EndOfRecords(_) => {
+                let Place::Records(kind) = self.place else { return true };
+                self.place = Place::Footer(kind);
+                match kind {
+                    SectionKind::Start => self.parts.push(Part::Window(WindowReason::Setup)),
+                    SectionKind::End => self.parts.push(Part::Window(WindowReason::Finish)),
+                    SectionKind::Part | SectionKind::Full => {}
+                }
+                kind != SectionKind::Part
+            }
+            Event::Footer { .. } => {
+                std::mem::replace(&mut self.place, Place::Elsewhere)
+                    != Place::Footer(SectionKind::Part)
+            }
+            _ => {
+                self.place = Place::Elsewhere;
+                true
+            }
+        }
     }
 
     fn stored(&mut self, place: Range<usize>) {

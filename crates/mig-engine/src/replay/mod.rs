@@ -10,9 +10,12 @@
 //! asked for its verdict right behind CONFIGURATION, and success is reported only when it said so. Nothing of a chunk is
 //! sent before all of it was found sound, so a broken or truncated input never looks complete to the destination: the
 //! channel is cut instead of ended.
+//!
+//! A transport that carries memory itself gets it from memory: the input is read twice then (see `memory`).
 
 mod cutter;
 mod input;
+mod memory;
 mod replayer;
 mod stored;
 

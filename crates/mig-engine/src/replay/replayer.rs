@@ -1,22 +1,30 @@
 //! Drives a replay.
 
-use std::{io::Read, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    io::{self, Read},
+    sync::Arc,
+    time::Duration,
+};
 
 use mig_proto::{
     Options, UnknownIterables,
     state::{MigrationStatus, SourceEvent},
 };
 use mig_stream::{IdleClock, Stream, StreamWriter, within};
-use mig_transport::{Blame, Connector};
+use mig_transport::{Blame, Connector, Error as TransportError};
 
 use crate::{
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
+    held::HeldMemory,
+    hooks::Hooks,
     parameters::{Deadlines, Parameters},
     record::PageCounts,
     replay::{
         cutter::{Cutter, Part},
         input::InputReader,
+        memory::{StoredMemory, load},
     },
     source::{AFTERMATH, Progress, ReturnPath, Verdict, connect, said_too_early},
     statistics::MigrationInfo,
@@ -38,6 +46,10 @@ pub struct ReplayOptions {
     pub deadlines: Deadlines,
     /// What the decoder is told.
     pub stream: Options,
+    /// The most guest memory that may be held, in bytes, where the transport carries memory itself (rdma): then all of
+    /// the guest's is brought into memory first. `None` is as much as this machine has available. Other transports need
+    /// none.
+    pub max_guest_memory: Option<u64>,
 }
 
 /// Whether to ask for confirmation.
@@ -61,6 +73,7 @@ impl Default for ReplayOptions {
             parameters: Parameters::default(),
             deadlines: Deadlines::default(),
             stream,
+            max_guest_memory: None,
         }
     }
 }
@@ -81,18 +94,33 @@ pub struct Replayed {
 
 /// A source that replays a stored stream. It goes out byte for byte, checked on the way; a broken one is cut, not ended,
 /// so that it never looks complete to the destination.
-#[derive(Debug)]
 pub struct Replayer {
     options: ReplayOptions,
     handle: MigrationHandle,
+    again: Option<Reopen>,
 }
+
+/// Opens the input once more.
+type Reopen = Box<dyn FnOnce() -> io::Result<Box<dyn Read + Send>> + Send>;
 
 impl Replayer {
     /// A replayer; nothing happens before [`run`](Self::run).
     pub fn new(options: ReplayOptions) -> Self {
         let page_size = u64::from(options.stream.target_page_size.bytes());
         let handle = MigrationHandle::new(options.parameters.clone(), page_size);
-        Self { options, handle }
+        Self { options, handle, again: None }
+    }
+
+    /// Tells how to read the input a second time, from the same place. A transport that carries memory itself (rdma)
+    /// needs that: the memory is brought together first, which also finds out what is wrong with the input before
+    /// anything is sent. Without this, such a transport is refused; others read once.
+    #[must_use]
+    pub fn with_second_reading(
+        mut self,
+        again: impl FnOnce() -> io::Result<Box<dyn Read + Send>> + Send + 'static,
+    ) -> Self {
+        self.again = Some(Box::new(again));
+        self
     }
 
     /// Watches and cancels the replay, from any task.
@@ -131,7 +159,7 @@ impl Replayer {
     }
 
     async fn run_inner(
-        self,
+        mut self,
         shared: &Shared,
         connector: &dyn Connector,
         input: Box<dyn Read + Send>,
@@ -139,21 +167,26 @@ impl Replayer {
     ) -> Result<Replayed> {
         shared.begin(Vec::new());
         shared.source_event(SourceEvent::Start)?;
-        let input = InputReader::start(input, name.into())?;
-        let opened = tokio::select! {
-            opened = self.open(shared, connector) => opened,
+        let ready = tokio::select! {
+            ready = self.prepare(shared, connector, input, name) => ready,
             () = shared.cancelled() => Err(Error::cancelled()),
         };
-        let (stream, writer, answers) = opened.map_err(|error| error.during("setup"))?;
+        let Ready { stream, writer, answers, input, memory } =
+            ready.map_err(|error| error.during("setup"))?;
         shared.source_event(SourceEvent::Ready)?;
         let channel = stream.endpoint().to_string();
         let stop = stream.shutdown_handle();
         let progress = Progress::default();
+        let cutter = match &memory {
+            None => Cutter::new(answers.is_some()),
+            Some(_) => Cutter::with_windows(answers.is_some()),
+        };
         let mut session = Session {
             writer,
             input,
             walk: StreamWalk::new(self.options.stream),
-            cutter: Cutter::new(answers.is_some()),
+            cutter,
+            memory,
             name,
             shared,
             progress: &progress,
@@ -177,6 +210,61 @@ impl Replayer {
                 error.owned_by(progress.owner()).on(channel).during(shared.status().as_str())
             }),
         }
+    }
+
+    /// Connects, with the memory brought together where the transport carries it: before, where it can be known, since
+    /// the other end waits for its first byte.
+    async fn prepare(
+        &mut self,
+        shared: &Shared,
+        connector: &dyn Connector,
+        input: Box<dyn Read + Send>,
+        name: &str,
+    ) -> Result<Ready> {
+        let mut input = Some(input);
+        let mut held = None;
+        if connector.has_ram_hooks() {
+            held = self.load(input.take(), name).await?;
+        }
+        let (mut stream, writer, answers) = self.open(shared, connector).await?;
+        let hooks = Hooks::of(&mut stream);
+        if hooks.active() && held.is_none() {
+            held = self.load(input.take(), name).await?;
+        }
+        let memory = match &held {
+            Some(held) if hooks.active() => Some(StoredMemory::new(held, hooks)?),
+            _ => None,
+        };
+        let input = match input {
+            Some(input) => input,
+            None => self.reopen(name)?().map_err(|error| {
+                Error::from(TransportError::io(format!("reading {name} again"), error))
+            })?,
+        };
+        let input = InputReader::start(input, name.into())?;
+        Ok(Ready { stream, writer, answers, input, memory })
+    }
+
+    async fn load(
+        &mut self,
+        input: Option<Box<dyn Read + Send>>,
+        name: &str,
+    ) -> Result<Option<HeldMemory>> {
+        // Refused before it is read.
+        let again = self.reopen(name)?;
+        self.again = Some(again);
+        let Some(input) = input else { return Ok(None) };
+        load(input, name, &self.options.stream, self.options.max_guest_memory).await.map(Some)
+    }
+
+    fn reopen(&mut self, name: &str) -> Result<Reopen> {
+        self.again.take().ok_or_else(|| {
+            Error::misuse(format!(
+                "{name} can be read only once, and this transport carries memory itself, so its memory must be brought \
+                 together before the rest is sent: store the stream in a file and send that, or use a transport that \
+                 carries the stream alone (tcp:, unix:)"
+            ))
+        })
     }
 
     async fn open(
@@ -207,12 +295,32 @@ impl Replayer {
     }
 }
 
+impl fmt::Debug for Replayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replayer")
+            .field("options", &self.options)
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All that a replay needs.
+struct Ready {
+    stream: Stream,
+    writer: StreamWriter,
+    answers: Option<ReturnPath>,
+    input: InputReader,
+    memory: Option<StoredMemory>,
+}
+
 /// A replay in progress.
 struct Session<'a> {
     writer: StreamWriter,
     input: InputReader,
     walk: StreamWalk,
     cutter: Cutter,
+    /// What a transport with hooks is given.
+    memory: Option<StoredMemory>,
     name: &'a str,
     shared: &'a Shared,
     /// Who owns the guest, should it go wrong now.
@@ -243,12 +351,22 @@ impl Session<'_> {
     }
 
     fn replayed(&self, confirmed: bool) -> Replayed {
-        Replayed {
-            confirmed,
-            bytes: self.writer.position(),
-            pages: self.cutter.pages,
-            info: self.shared.info(),
+        Replayed { confirmed, bytes: self.sent(), pages: self.pages(), info: self.shared.info() }
+    }
+
+    /// Bytes sent, those included that the transport carried beside the stream.
+    fn sent(&self) -> u64 {
+        self.writer.position() + self.writer.counters().bytes_beside()
+    }
+
+    fn pages(&self) -> PageCounts {
+        let mut pages = self.cutter.pages;
+        if self.memory.is_some() {
+            let statistics = &self.shared.statistics;
+            pages.normal = statistics.normal.value();
+            pages.zero = statistics.duplicate.value();
         }
+        pages
     }
 
     async fn send_and_listen(
@@ -329,17 +447,23 @@ impl Session<'_> {
                     at += piece.bytes.len();
                     Ok(())
                 })
-                .map_err(|error| self.unsound(error))?;
+                .map_err(|error| unsound(self.name, error))?;
             for part in std::mem::take(&mut self.cutter.parts) {
                 match part {
                     Part::Stored(place) => self.writer.write_all(&bytes[place]).await?,
                     Part::Ours(ours) => self.writer.write_all(&ours).await?,
+                    Part::Window(reason) => {
+                        let (writer, listed) = (&mut self.writer, self.cutter.total);
+                        if let Some(memory) = &mut self.memory {
+                            memory.window(writer, reason, listed, self.shared).await?;
+                        }
+                    }
                     Part::Verge => {
                         self.writer.flush().await?;
                         self.progress.set_owner(Owner::Unknown);
                     }
                 }
-                self.shared.statistics.transferred.set(self.writer.position());
+                self.shared.statistics.transferred.set(self.sent());
             }
             self.input.used(buffer, walked.consumed);
             self.writer.flush().await?;
@@ -360,22 +484,11 @@ impl Session<'_> {
 
     fn publish(&self) {
         let statistics = &self.shared.statistics;
-        let pages = &self.cutter.pages;
-        statistics.transferred.set(self.writer.position());
+        let pages = self.pages();
+        statistics.transferred.set(self.sent());
         statistics.normal.set(pages.normal + pages.xbzrle + pages.compressed);
         statistics.duplicate.set(pages.zero);
         statistics.total.set(self.cutter.total);
-    }
-
-    /// The input itself is at fault; the destination is not.
-    fn unsound(&self, error: Error) -> Error {
-        let what = format!("{} cannot be sent: {error}", self.name);
-        let position = error.position();
-        let unsound = Error::new(error.blame(), what);
-        match position {
-            Some(position) => unsound.at(position),
-            None => unsound,
-        }
     }
 
     /// The destination did not take the guest.
@@ -401,5 +514,16 @@ impl Session<'_> {
             self.name
         ))
         .at(sent)
+    }
+}
+
+/// The input itself is at fault; the destination is not.
+pub(super) fn unsound(name: &str, error: Error) -> Error {
+    let what = format!("{name} cannot be sent: {error}");
+    let position = error.position();
+    let unsound = Error::new(error.blame(), what);
+    match position {
+        Some(position) => unsound.at(position),
+        None => unsound,
     }
 }

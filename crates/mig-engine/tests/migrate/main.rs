@@ -7,6 +7,7 @@ mod arrival;
 mod cancelled;
 mod cut;
 mod hooks;
+mod stored;
 mod strangers;
 mod support;
 mod verdicts;

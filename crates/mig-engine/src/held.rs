@@ -1,0 +1,232 @@
+//! Guest memory held at an end that has no guest, because a transport writes into memory or reads from it.
+//!
+//! ```text
+//!   block list ── fits? ──▶ blocks, all zero ◀── records of the stream (PAGE, ZERO, XBZRLE)
+//!                                            ◀── or a transport's writes
+//! ```
+//!
+//! It costs as much memory as the guest has, so that is looked at before any is taken: against the caller's limit, and
+//! against what this machine has left. The last copy of a page wins, as at a destination with a guest.
+
+use std::sync::Arc;
+
+use mig_proto::{BlockEntry, BlockId, Event};
+use mig_ram::{GuestMemory, PAGE_SIZE, RamBlock, RamBlocks};
+use mig_transport::{Blame, RamBlockInfo, Region};
+
+use crate::{
+    error::{Error, Result},
+    xbzrle,
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct HeldMemory {
+    limit: Option<u64>,
+    memory: Option<Arc<RamBlocks>>,
+    /// Where each block of the stream is in `memory`.
+    local: Vec<usize>,
+    page: PageInFlight,
+}
+
+/// A page whose bytes may come in several pieces.
+#[derive(Debug, Default)]
+struct PageInFlight {
+    block: usize,
+    offset: u64,
+    filled: usize,
+}
+
+impl HeldMemory {
+    /// Nothing yet; the guest may have `limit` bytes at most.
+    pub(crate) fn new(limit: Option<u64>) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// The memory, once the block list came.
+    pub(crate) fn memory(&self) -> Option<&Arc<RamBlocks>> {
+        self.memory.as_ref()
+    }
+
+    /// The blocks as a transport's hooks want them, in stream order.
+    pub(crate) fn hook_blocks(&self) -> Vec<RamBlockInfo> {
+        let Some(memory) = &self.memory else { return Vec::new() };
+        let known = self.local.iter().filter_map(|local| memory.block(*local));
+        known
+            .map(|block| RamBlockInfo {
+                idstr: block.name(),
+                used_length: block.used_length,
+                region: block.region,
+            })
+            .collect()
+    }
+
+    /// Takes over what an event says about memory; answers false for events that say nothing about it.
+    pub(crate) fn visit(&mut self, event: &Event<'_>, position: u64) -> Result<bool> {
+        match event {
+            Event::BlockList { entries, .. } => {
+                self.know_blocks(entries).map_err(|error| error.at(position))?;
+            }
+            Event::Page(page) => {
+                let block = self.block(page.block)?;
+                self.page = PageInFlight { block, offset: page.offset, filled: 0 };
+            }
+            Event::Payload(bytes) => self.land(bytes)?,
+            Event::Zero(page) => {
+                let at = to_usize(page.offset)?;
+                let block = self.block(page.block)?;
+                if !is_zero(&*self.region(block)?, at)? {
+                    self.region(block)?.zero_at(at, PAGE_SIZE).map_err(outside)?;
+                }
+            }
+            Event::Xbzrle { page, delta } => {
+                let at = to_usize(page.offset)?;
+                let region = self.region(self.block(page.block)?)?;
+                let mut bytes = [0; PAGE_SIZE];
+                region.copy_out_at(at, &mut bytes).map_err(outside)?;
+                xbzrle::apply(&mut bytes, delta.as_bytes()).map_err(|broken| {
+                    Error::peer_misbehaved(format!(
+                        "byte {position} ({position:#x}): XBZRLE delta for page {at:#x} of block '{}': {broken}",
+                        page.name
+                    ))
+                    .at(position)
+                })?;
+                region.copy_in_at(at, &bytes).map_err(outside)?;
+            }
+            Event::CompressedPage { .. } => {
+                return Err(Error::peer_incompatible(format!(
+                    "byte {position} ({position:#x}): a compressed page, which cannot be unpacked here for a transport \
+                     that carries memory: turn compress off at the source, or use a transport that carries the stream \
+                     alone"
+                ))
+                .at(position));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn land(&mut self, bytes: &[u8]) -> Result<()> {
+        let at = to_usize(self.page.offset)? + self.page.filled;
+        self.region(self.page.block)?.copy_in_at(at, bytes).map_err(outside)?;
+        self.page.filled += bytes.len();
+        Ok(())
+    }
+
+    fn block(&self, block: BlockId) -> Result<usize> {
+        self.local.get(block.index()).copied().ok_or_else(no_list)
+    }
+
+    fn region(&self, block: usize) -> Result<Arc<dyn Region>> {
+        let info = self.memory.as_ref().and_then(|memory| memory.block(block));
+        info.map(|info| info.region).ok_or_else(no_list)
+    }
+
+    /// Makes the blocks, if there is room for them.
+    fn know_blocks(&mut self, entries: &[BlockEntry]) -> Result<()> {
+        if self.memory.is_some() {
+            return Err(Error::peer_misbehaved("a second block list came, and memory is laid out"));
+        }
+        if let Some(shared) = entries.iter().find(|entry| entry.address.is_some()) {
+            return Err(Error::peer_incompatible(format!(
+                "RAM block '{}' comes with an address: the source has x-ignore-shared on, so its shared memory is not \
+                 in the stream; a transport that carries memory cannot leave it out (docs/wire/rdma.md §7). Turn \
+                 x-ignore-shared off at the source",
+                shared.name()
+            )));
+        }
+        let total = entries.iter().try_fold(0u64, |sum, entry| sum.checked_add(entry.used_length));
+        check_room(total.unwrap_or(u64::MAX), self.limit)?;
+        let mut blocks = Vec::with_capacity(entries.len());
+        for (local, entry) in entries.iter().enumerate() {
+            if entry.used_length == 0 {
+                return Err(Error::peer_incompatible(format!(
+                    "RAM block '{}' is empty, which a transport that carries memory cannot lay out",
+                    entry.name()
+                )));
+            }
+            blocks.push(RamBlock::new(entry.name().as_bytes(), entry.used_length)?);
+            let index = entry.id().index();
+            if index >= self.local.len() {
+                self.local.resize(index + 1, usize::MAX);
+            }
+            self.local[index] = local;
+        }
+        self.memory = Some(Arc::new(RamBlocks::new(blocks)?));
+        Ok(())
+    }
+}
+
+/// Whether a guest of `total` bytes may be held.
+fn check_room(total: u64, limit: Option<u64>) -> Result<()> {
+    if let Some(limit) = limit.filter(|limit| total > *limit) {
+        return Err(Error::misuse(format!(
+            "the guest has {total} bytes of memory, and no more than {limit} may be held here: this transport carries \
+             memory beside the stream, so all of it must be held. Raise the limit, or use a transport that carries the \
+             stream alone (tcp:, unix:)"
+        )));
+    }
+    // Where the system does not say what it has, the allocation itself has to.
+    let available = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available);
+    if let Some(available) = available.filter(|available| total > *available) {
+        return Err(Error::new(
+            Blame::Unavailable,
+            format!(
+                "the guest has {total} bytes of memory, and this machine has {available} to spare: this transport \
+                 carries memory beside the stream, so all of it must be held. Free some, or use a transport that \
+                 carries the stream alone (tcp:, unix:)"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// `MemAvailable`, in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn is_zero(region: &dyn Region, at: usize) -> Result<bool> {
+    mig_ram::is_zero(region, at, PAGE_SIZE).map_err(outside)
+}
+
+fn to_usize(offset: u64) -> Result<usize> {
+    usize::try_from(offset).map_err(|_| Error::peer_misbehaved("an offset beyond all memory"))
+}
+
+/// The decoder knows the blocks' lengths.
+fn outside(error: mig_transport::OutOfRegion) -> Error {
+    Error::peer_misbehaved(error.to_string())
+}
+
+fn no_list() -> Error {
+    Error::peer_misbehaved("a page of a block that no list named")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_has_is_read_and_nonsense_is_not() {
+        let text = "MemTotal:       16303428 kB\nMemAvailable:    9174600 kB\nBuffers: 1 kB\n";
+        assert_eq!(available(text), Some(9_174_600 * 1024));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+        assert_eq!(available("MemAvailable: 99999999999999999999 kB\n"), None);
+    }
+
+    #[test]
+    fn both_numbers_are_named() {
+        let error = check_room(8192, Some(4096)).unwrap_err();
+        assert_eq!(error.blame(), Blame::Misuse);
+        assert!(
+            error.to_string().contains("8192") && error.to_string().contains("4096"),
+            "{error}"
+        );
+        let error = check_room(1 << 60, None).unwrap_err();
+        assert_eq!(error.blame(), Blame::Unavailable);
+        assert!(error.to_string().contains(&(1u64 << 60).to_string()), "{error}");
+        check_room(4096, Some(4096)).unwrap();
+    }
+}
