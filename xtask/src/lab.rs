@@ -24,11 +24,12 @@ mod kernel;
 mod machine;
 mod marker;
 mod run_directory;
+pub(crate) mod stage;
 
 use crate::provide::{self, Network};
 use crate::repository::Repository;
 use kernel::Kernel;
-pub(crate) use machine::{Ended, Size, Stream};
+use machine::{Ended, Size, Stream};
 use run_directory::Order;
 
 /// Exit code after `--timeout`, as coreutils' `timeout` has it.
@@ -84,7 +85,7 @@ pub(crate) fn command(repository: &Repository, arguments: &[OsString]) -> Result
 }
 
 /// Straight to our own streams.
-pub(crate) fn show(stream: Stream, piece: &[u8]) {
+fn show(stream: Stream, piece: &[u8]) {
     // A reader who has left does not matter to the command.
     let _ = match stream {
         Stream::Stdout => {

@@ -25,6 +25,7 @@ pub(crate) const USAGE: &str = "\
 usage: cargo xtask TASK
 
   test [--offline]   run every test there is; install what it needs where that is allowed (--offline: never)
+  test --lab [WORD…] only the tests of the lab; WORDs are for their runner: a filter, --nocapture
   lab [--timeout SECONDS] [--memory 4G] [--cpus 2] [--offline] -- COMMAND…
                      run COMMAND as root, here, in a throw-away virtual machine with a soft-RoCE device
   ci                 fmt, clippy, doc, floors, then test
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             Ok(code) => code,
             Err(error) => told(Err(error)),
         },
+        ["test", "--lab", ..] => told(test::run_lab(&repository, &given[2..])),
         ["test"] => told(test::run(&repository, provide::Network::Allowed)),
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
         ["floors"] => told(floors::check(&repository)),
@@ -58,6 +60,21 @@ fn ci(repository: &Repository) -> Result<(), String> {
     repository.cargo(&["fmt", "--all", "--check"], &[])?;
     repository.cargo(
         &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        &[],
+    )?;
+    repository.cargo(
+        &[
+            "clippy",
+            "--quiet",
+            "-p",
+            "mig-tests",
+            "--features",
+            "lab",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
         &[],
     )?;
     repository.cargo(

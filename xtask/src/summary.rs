@@ -32,6 +32,13 @@ impl Counts {
         }
     }
 
+    /// Adds another run's counts.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
     fn add_part(&mut self, part: &str, unrun: &str) {
         let mut words = part.split_whitespace();
         let Some(number) = words.next().and_then(|number| number.parse::<usize>().ok()) else {
@@ -95,11 +102,22 @@ impl Notes {
                 _ => notes.skipped.push((test, reason)),
             }
         }
-        for list in [&mut notes.skipped, &mut notes.not_applicable] {
+        notes.sort();
+        notes
+    }
+
+    /// Adds what others said.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.skipped.extend(other.skipped);
+        self.not_applicable.extend(other.not_applicable);
+        self.sort();
+    }
+
+    fn sort(&mut self) {
+        for list in [&mut self.skipped, &mut self.not_applicable] {
             list.sort();
             list.dedup();
         }
-        notes
     }
 }
 

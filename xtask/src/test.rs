@@ -1,15 +1,19 @@
 //! `cargo xtask test`: every test there is, counted, with the skipped ones named.
 //!
-//! The order: provide ─▶ build `mig` ─▶ unit, crate and scenario tests ─▶ documentation tests ─▶ summary. A failing
+//! The order: provide ─▶ build `mig` ─▶ unit, crate and scenario tests ─▶ documentation tests ─▶ the lab's
+//! tests, in one virtual machine ─▶ summary. A failing
 //! test does not stop the rest. The last line has the counts.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Mutex;
 
 use crate::interop;
+use crate::lab::Lab;
+use crate::lab::stage::{self, Outcome};
 use crate::provide::{self, Network};
 use crate::repository::Repository;
 use crate::second_qemu::{self, SecondQemu};
@@ -18,43 +22,100 @@ use crate::summary::{Counts, Notes};
 /// Runs everything; an error carries the counts.
 pub(crate) fn run(repository: &Repository, network: Network) -> Result<(), String> {
     provide::packages(network);
-    let second_qemu = second_qemu::provide(repository, network);
-    // The scenarios run the debug binary: arithmetic overflow and debug assertions are checked against real peers.
-    repository.cargo(&["build", "--quiet", "-p", "mig-cli"], &[])?;
-
-    let skips = repository.target.join("test-skips.tsv");
-    let results = repository.target.join("interop-results.jsonl");
-    for file in [&skips, &results] {
-        fs::write(file, "").map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-    }
-    let binary = repository.target.join("debug/mig");
-    let mut environment: Vec<(&str, &OsStr)> = vec![
-        ("MIG_BIN", binary.as_os_str()),
-        ("MIG_TEST_SKIPS", skips.as_os_str()),
-        ("MIG_INTEROP_RESULTS", results.as_os_str()),
-    ];
-    match &second_qemu {
-        SecondQemu::Ready(root) => environment.push(("MIG_SECOND_QEMU", root.as_os_str())),
-        SecondQemu::NotOffered(why) => {
-            eprintln!("xtask: no second QEMU: {why}");
-            environment.push(("MIG_NO_SECOND_QEMU", why.as_ref()));
-        }
-        SecondQemu::Missing(why) => eprintln!("xtask: no second QEMU, though it should be: {why}"),
-    }
-
-    let mut counts = Counts::default();
-    let mut broken = Vec::new();
+    let suite = Suite::prepare(repository, network)?;
+    let environment = suite.environment();
+    let mut tally = Tally::default();
     for arguments in commands(repository) {
-        match counted(repository, arguments, &environment, &mut counts) {
+        match counted(repository, arguments, &environment, &mut tally.counts) {
             Ok(true) => {}
-            Ok(false) => broken.push(format!("cargo {} failed", arguments.join(" "))),
-            Err(error) => broken.push(error),
+            Ok(false) => tally.broken.push(format!("cargo {} failed", arguments.join(" "))),
+            Err(error) => tally.broken.push(error),
         }
     }
-    let notes = Notes::read(&skips, &repository.root.join("tests/not-applicable.toml"));
-    let complete = broken.is_empty() && notes.skipped.is_empty();
-    interop::render(repository, &results, complete)?;
-    conclude(counts, &notes, &broken)
+    tally.notes = Notes::read(&suite.skips, &repository.root.join("tests/not-applicable.toml"));
+    in_the_lab(repository, network, &[], &environment, &mut tally);
+    let complete = tally.broken.is_empty() && tally.skipped().is_empty();
+    interop::render(repository, &suite.results, complete)?;
+    tally.conclude()
+}
+
+/// The lab's stage alone, with words for its test runner: a filter, say.
+pub(crate) fn run_lab(repository: &Repository, filter: &[OsString]) -> Result<(), String> {
+    let suite = Suite::prepare(repository, Network::Allowed)?;
+    let mut tally = Tally::default();
+    in_the_lab(repository, Network::Allowed, filter, &suite.environment(), &mut tally);
+    interop::render(repository, &suite.results, false)?;
+    tally.conclude()
+}
+
+/// What the tests are told, and where they tell.
+struct Suite {
+    binary: PathBuf,
+    skips: PathBuf,
+    results: PathBuf,
+    second_qemu: SecondQemu,
+}
+
+impl Suite {
+    fn prepare(repository: &Repository, network: Network) -> Result<Self, String> {
+        let second_qemu = second_qemu::provide(repository, network);
+        match &second_qemu {
+            SecondQemu::Ready(_) => {}
+            SecondQemu::NotOffered(why) => eprintln!("xtask: no second QEMU: {why}"),
+            SecondQemu::Missing(why) => {
+                eprintln!("xtask: no second QEMU, though it should be: {why}");
+            }
+        }
+        // The scenarios run the debug binary: arithmetic overflow and debug assertions are checked against real peers.
+        repository.cargo(&["build", "--quiet", "-p", "mig-cli"], &[])?;
+        let suite = Self {
+            binary: repository.target.join("debug/mig"),
+            skips: repository.target.join("test-skips.tsv"),
+            results: repository.target.join("interop-results.jsonl"),
+            second_qemu,
+        };
+        for file in [&suite.skips, &suite.results] {
+            fs::write(file, "")
+                .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        }
+        Ok(suite)
+    }
+
+    fn environment(&self) -> Vec<(&'static str, &OsStr)> {
+        let mut environment: Vec<(&str, &OsStr)> = vec![
+            ("MIG_BIN", self.binary.as_os_str()),
+            ("MIG_TEST_SKIPS", self.skips.as_os_str()),
+            ("MIG_INTEROP_RESULTS", self.results.as_os_str()),
+        ];
+        match &self.second_qemu {
+            SecondQemu::Ready(root) => environment.push(("MIG_SECOND_QEMU", root.as_os_str())),
+            SecondQemu::NotOffered(why) => {
+                environment.push(("MIG_NO_SECOND_QEMU", why.as_ref()));
+            }
+            SecondQemu::Missing(_) => {}
+        }
+        environment
+    }
+}
+
+/// Runs the lab's stage. A lab that cannot be had is a skip with its reason, and so a failure in CI.
+fn in_the_lab(
+    repository: &Repository,
+    network: Network,
+    filter: &[OsString],
+    environment: &[(&str, &OsStr)],
+    tally: &mut Tally,
+) {
+    let lab = match Lab::provide(repository, network) {
+        Ok(lab) => lab,
+        Err(why) => return tally.unprovided.push(("all tests of the lab".to_owned(), why)),
+    };
+    let missed: Vec<&str> =
+        tally.notes.not_applicable.iter().map(|(test, _)| test.as_str()).collect();
+    match stage::run(repository, &lab, filter, &missed, environment) {
+        Ok(outcome) => tally.add_lab(outcome),
+        Err(why) => tally.broken.push(why),
+    }
 }
 
 /// nextest where it is installed (it runs no documentation tests), else cargo's own runner.
@@ -112,48 +173,122 @@ fn pass_on(from: impl Read, mut to: impl Write, counts: &Mutex<&mut Counts>) {
     }
 }
 
-/// Prints what was skipped, then the line with the counts, which is also the error if there is one.
-fn conclude(counts: Counts, notes: &Notes, broken: &[String]) -> Result<(), String> {
-    let ci = std::env::var_os("CI").is_some();
-    let distinct = |list: &[(String, String)]| {
-        let mut tests: Vec<&str> = list.iter().map(|(test, _)| test.as_str()).collect();
-        tests.dedup();
-        tests.len()
-    };
-    let not_applicable = distinct(&notes.not_applicable);
-    let noted = distinct(&notes.skipped);
-    // For libtest a test that says "skipped" has passed, except in CI, where it panics instead.
-    let passed = counts.passed.saturating_sub(not_applicable + if ci { 0 } else { noted });
-    let skipped = noted + counts.ignored;
+/// Everything there is to say at the end.
+#[derive(Debug, Default)]
+struct Tally {
+    counts: Counts,
+    /// From the tests on this machine; after the lab's stage, from both.
+    notes: Notes,
+    /// Tests that the runners call passed and that did nothing.
+    idle: usize,
+    /// (tests that could not even be started, why)
+    unprovided: Vec<(String, String)>,
+    broken: Vec<String>,
+}
 
-    for (title, list) in
-        [("skipped", &notes.skipped), ("not applicable here", &notes.not_applicable)]
-    {
-        if !list.is_empty() {
-            println!("{title}:");
+impl Tally {
+    /// Adds what the lab's stage came to. What did not apply to this machine and has passed there is settled.
+    fn add_lab(&mut self, outcome: Outcome) {
+        let Outcome { counts, notes, passed, broken } = outcome;
+        self.counts.add(&counts);
+        self.broken.extend(broken);
+        let all = distinct(&self.notes.not_applicable);
+        let idle_there = |test: &str| {
+            let told = notes.not_applicable.iter().chain(&notes.skipped);
+            told.map(|(other, _)| other).any(|other| other == test)
+        };
+        self.notes.not_applicable.retain(|(test, _)| !passed.contains(test) || idle_there(test));
+        self.idle += all - distinct(&self.notes.not_applicable);
+        // One that does not apply in either place has been idle twice and is told once.
+        let both = notes
+            .not_applicable
+            .iter()
+            .filter(|(test, _)| self.notes.not_applicable.iter().any(|(other, _)| other == test));
+        self.idle += distinct(&both.cloned().collect::<Vec<_>>());
+        self.notes.add(notes);
+    }
+
+    fn skipped(&self) -> Vec<&(String, String)> {
+        self.notes.skipped.iter().chain(&self.unprovided).collect()
+    }
+
+    /// Prints what was skipped, then the line with the counts, which is also the error if there is one.
+    fn conclude(&self) -> Result<(), String> {
+        let ci = std::env::var_os("CI").is_some();
+        let not_applicable = distinct(&self.notes.not_applicable);
+        let noted = distinct(&self.notes.skipped);
+        // For libtest a test that says "skipped" has passed, except in CI, where it panics instead.
+        let idle = self.idle + not_applicable + if ci { 0 } else { noted };
+        let passed = self.counts.passed.saturating_sub(idle);
+        let failed = self.counts.failed;
+        let skipped = noted + self.unprovided.len() + self.counts.ignored;
+
+        let applicable = self.notes.not_applicable.iter().collect();
+        for (title, list) in [("skipped", self.skipped()), ("not applicable here", applicable)] {
+            if !list.is_empty() {
+                println!("{title}:");
+            }
+            for (test, reason) in list {
+                println!("  {test}: {reason}");
+            }
         }
-        for (test, reason) in list {
-            println!("  {test}: {reason}");
+        let mut line = format!("{passed} passed, {failed} failed, {skipped} skipped");
+        if not_applicable > 0 {
+            line.push_str(&format!(", {not_applicable} not applicable here"));
+        }
+        let mut why = self.broken.clone();
+        if ci && skipped > 0 {
+            why.push("with CI set a skip is a failure".to_owned());
+        }
+        if passed == 0 {
+            why.push("no test has passed".to_owned());
+        }
+        if why.is_empty() && failed == 0 {
+            println!("xtask test: {line}");
+            Ok(())
+        } else {
+            for reason in why {
+                eprintln!("xtask: {reason}");
+            }
+            Err(format!("test: {line}"))
         }
     }
-    let mut line = format!("{passed} passed, {} failed, {skipped} skipped", counts.failed);
-    if not_applicable > 0 {
-        line.push_str(&format!(", {not_applicable} not applicable here"));
+}
+
+/// How many tests a sorted list of notes is about.
+fn distinct(list: &[(String, String)]) -> usize {
+    let mut tests: Vec<&str> = list.iter().map(|(test, _)| test.as_str()).collect();
+    tests.dedup();
+    tests.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notes(not_applicable: &[&str]) -> Notes {
+        let note = |test: &&str| ((*test).to_owned(), "why".to_owned());
+        Notes { skipped: Vec::new(), not_applicable: not_applicable.iter().map(note).collect() }
     }
-    let mut why = broken.to_vec();
-    if ci && skipped > 0 {
-        why.push("with CI set a skip is a failure".to_owned());
-    }
-    if passed == 0 {
-        why.push("no test has passed".to_owned());
-    }
-    if why.is_empty() && counts.failed == 0 {
-        println!("xtask test: {line}");
-        Ok(())
-    } else {
-        for reason in why {
-            eprintln!("xtask: {reason}");
-        }
-        Err(format!("test: {line}"))
+
+    #[test]
+    fn what_passed_in_the_lab_is_no_longer_not_applicable() {
+        let mut tally = Tally {
+            counts: Counts { passed: 10, failed: 0, ignored: 0 },
+            notes: notes(&["data::a", "vsock::b", "vsock::c", "vsock::d"]),
+            ..Tally::default()
+        };
+        tally.add_lab(Outcome {
+            // b passed, c could not run there either, d failed, and two of the lab's own
+            counts: Counts { passed: 4, failed: 1, ignored: 0 },
+            notes: notes(&["vsock::c"]),
+            passed: ["vsock::b", "vsock::c", "lab::x", "lab::y"].map(str::to_owned).into(),
+            broken: Vec::new(),
+        });
+        let left: Vec<&str> =
+            tally.notes.not_applicable.iter().map(|(test, _)| test.as_str()).collect();
+        assert_eq!(left, ["data::a", "vsock::c", "vsock::d"]);
+        // 14 by the runners' count; a, b, c, d idle on the host and c in the lab.
+        assert_eq!(tally.counts.passed - tally.idle - distinct(&tally.notes.not_applicable), 9);
     }
 }

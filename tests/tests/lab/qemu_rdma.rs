@@ -14,8 +14,8 @@ use crate::in_the_lab;
 /// The newest machine that both releases have.
 const MACHINE: &str = "pc-i440fx-7.2";
 const RAM_MIB: usize = 64;
-/// Half of the memory is filled, with every fourth page zero: three 1 MiB chunks' worth of each kind and more.
-const FILLED: usize = 32 << 20;
+/// A quarter of the memory, every fourth page of it zero: enough chunks of each kind.
+const FILLED: usize = 16 << 20;
 
 /// One way of migrating.
 #[derive(Clone, Copy)]
