@@ -349,8 +349,6 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     #[test]
     fn memory_comes_out_right(
         mode in 0u8..3,
