@@ -135,6 +135,37 @@ impl StreamWalk {
         Ok(bytes.len())
     }
 
+    /// Takes the word of a page that was recognised before: PAGE and CONTINUE, where a record is due. Its payload is to
+    /// be [landed](Self::page_landed) next.
+    ///
+    /// # Errors
+    ///
+    /// As [`walk`](Self::walk).
+    pub(crate) fn page_word<E: From<DecodeError>>(
+        &mut self,
+        word: &[u8; 8],
+        mut visit: impl FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Step::Event { consumed: 8, event } = self.decoder.decode(word)? else {
+            unreachable!("the word of a page is an event of its own");
+        };
+        visit(Piece { position: self.start, bytes: word, event: Some(event) })?;
+        self.start = self.decoder.position();
+        Ok(())
+    }
+
+    /// The payload of the page whose word was taken went to its place.
+    pub(crate) fn page_landed(&mut self) {
+        let left = self.decoder.payload_left();
+        self.decoder.payload_landed(left).expect("no more than was left");
+        self.start = self.decoder.position();
+    }
+
+    /// Bytes of a page's payload that are still to come.
+    pub(crate) fn payload_left(&self) -> usize {
+        self.decoder.payload_left() as usize
+    }
+
     /// Whether the final EOF came.
     pub fn is_past_eof(&self) -> bool {
         self.tail != Tail::NotYet

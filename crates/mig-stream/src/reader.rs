@@ -16,7 +16,7 @@
 use std::{
     fmt,
     future::poll_fn,
-    io,
+    io::{self, IoSliceMut},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -48,8 +48,9 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// The default size of the buffer: half of it costs nothing, a sixteenth half the speed.
-    pub const BUFFER_BYTES: usize = 1024 * 1024;
+    /// The default size of the buffer: half of it costs nothing, a sixteenth half the speed. 256 pages with their words
+    /// fit, so that as many can be read elsewhere and [given back](Self::give_back).
+    pub const BUFFER_BYTES: usize = 256 * (8 + 4096);
     /// The same for a return path, whose messages are small.
     pub const RETURN_PATH_BUFFER_BYTES: usize = 64 * 1024;
     /// No buffer is smaller: two counted strings and two words fit.
@@ -141,6 +142,10 @@ impl StreamReader {
 
     /// [`fill`](Self::fill) for hand-written futures.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+        self.poll_fill_at_most(cx, usize::MAX)
+    }
+
+    fn poll_fill_at_most(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<usize>> {
         self.check()?;
         if self.ended {
             return Poll::Ready(Ok(0));
@@ -152,7 +157,8 @@ impl StreamReader {
                 self.buffer.len()
             ))));
         }
-        let mut free = ReadBuf::new(&mut self.buffer[self.end..]);
+        let room = most.min(self.buffer.len() - self.end);
+        let mut free = ReadBuf::new(&mut self.buffer[self.end..self.end + room]);
         match Pin::new(&mut self.receiver).poll_read(cx, &mut free) {
             Poll::Ready(Ok(())) => {
                 let n = free.filled().len();
@@ -326,11 +332,77 @@ impl StreamReader {
         poll_fn(|cx| self.poll_receive(cx, into)).await
     }
 
+    /// Reads past the buffer into several pieces of memory, filling them in order; answers how many bytes came, 0 at the
+    /// end of the stream. For whoever knows where the next bytes belong; what was guessed wrong is
+    /// [given back](Self::give_back). [`Error::Misuse`] while anything is buffered: that comes first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no byte is lost.
+    pub async fn read_vectored(&mut self, into: &mut [IoSliceMut<'_>]) -> Result<usize> {
+        self.check()?;
+        if !self.buffer().is_empty() {
+            return Err(Error::misuse("bytes are buffered: take them before reading past them"));
+        }
+        poll_fn(|cx| {
+            if self.ended {
+                return Poll::Ready(Ok(0));
+            }
+            let outcome = self.receiver.poll_read_vectored(cx, into);
+            self.poll_came(cx, outcome)
+        })
+        .await
+    }
+
+    /// Takes back the last bytes that [`read_vectored`](Self::read_vectored) gave out, the pieces in order: they are
+    /// buffered again, and [`position`](Self::position) is before them. [`Error::Misuse`] if something is buffered, or
+    /// they are more than the [capacity](Self::capacity).
+    pub fn give_back<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+        if !self.buffer().is_empty() {
+            return Err(Error::misuse("bytes are buffered: nothing fits before them"));
+        }
+        let mut end = 0;
+        for piece in pieces {
+            let Some(place) = self.buffer.get_mut(end..end + piece.len()) else {
+                return Err(Error::misuse(format!(
+                    "more bytes given back than the buffer of {} holds",
+                    self.buffer.len()
+                )));
+            };
+            place.copy_from_slice(piece);
+            end += piece.len();
+        }
+        let Some(position) = self.position.checked_sub(end as u64) else {
+            return Err(Error::misuse("more bytes given back than were read"));
+        };
+        (self.start, self.end, self.position) = (0, end, position);
+        Ok(())
+    }
+
+    /// [`fill`](Self::fill) that leaves what follows the next `most` bytes to be read elsewhere.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no byte is lost.
+    pub async fn fill_at_most(&mut self, most: usize) -> Result<usize> {
+        poll_fn(|cx| self.poll_fill_at_most(cx, most)).await
+    }
+
     fn poll_receive(&mut self, cx: &mut Context<'_>, into: &[RegionSlice]) -> Poll<Result<usize>> {
         if self.ended {
             return Poll::Ready(Ok(0));
         }
-        match self.receiver.poll_receive(cx, into) {
+        let outcome = self.receiver.poll_receive(cx, into);
+        self.poll_came(cx, outcome)
+    }
+
+    /// What a read past the buffer means.
+    fn poll_came(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<usize>>,
+    ) -> Poll<Result<usize>> {
+        match outcome {
             Poll::Ready(Ok(n)) => {
                 self.position += n as u64;
                 self.came(n);

@@ -5,7 +5,8 @@
 //! every poll, so a backend need not. Dropping the sender ends the write direction and nothing else.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, IoSliceMut},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -59,6 +60,21 @@ pub trait ReceiveHalf: AsyncRead + Send + Unpin {
         let mut buffer = ReadBuf::new(&mut bounce);
         ready!(self.poll_read(cx, &mut buffer))?;
         first.copy_in(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// Reads into several pieces of ordinary memory, filling them in order; answers how many bytes came, 0 at the end of
+    /// input. The default fills the first piece only.
+    fn poll_read_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Some(first) = into.iter_mut().find(|piece| !piece.is_empty()) else {
+            return Poll::Ready(Ok(0));
+        };
+        let mut buffer = ReadBuf::new(first);
+        ready!(self.poll_read(cx, &mut buffer))?;
         Poll::Ready(Ok(buffer.filled().len()))
     }
 }
@@ -187,6 +203,17 @@ impl Receiver {
     ) -> Poll<io::Result<usize>> {
         self.shutdown.check(Half::Receiver, cx)?;
         let outcome = Pin::new(&mut *self.half).poll_receive(cx, into);
+        self.shutdown.explain(outcome)
+    }
+
+    /// See [`ReceiveHalf::poll_read_vectored`].
+    pub fn poll_read_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.shutdown.check(Half::Receiver, cx)?;
+        let outcome = Pin::new(&mut *self.half).poll_read_vectored(cx, into);
         self.shutdown.explain(outcome)
     }
 

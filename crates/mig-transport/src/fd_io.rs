@@ -9,7 +9,7 @@
 )]
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
     sync::{
@@ -270,6 +270,21 @@ impl ReceiveHalf for FdReceiveHalf {
     ) -> Poll<io::Result<usize>> {
         let io = &self.0;
         io.poll_io(cx, Interest::READABLE, || receive_from(io.raw(), into))
+    }
+
+    fn poll_read_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let io = &self.0;
+        // More pieces than the kernel takes at a call wait for the next one.
+        let count = into.len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
+        io.poll_io(cx, Interest::READABLE, || {
+            // SAFETY: `IoSliceMut` has the layout of `iovec`; every piece is writable and exclusively borrowed during
+            // the call, and there are at least `count` of them.
+            moved(unsafe { libc::readv(io.raw(), into.as_mut_ptr().cast(), count) })
+        })
     }
 }
 

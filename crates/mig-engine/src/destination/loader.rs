@@ -30,6 +30,8 @@ pub(super) struct Loader<'a> {
     /// Pages and zero pages since the statistics were last told: an atomic addition a page would cost as much as
     /// decoding it.
     counted: (u64, u64),
+    /// Pages that came one after the other, with no other record between them.
+    row: u64,
     device: Option<DeviceSection>,
     state: Option<RunState>,
     /// What the source wants to hear.
@@ -63,6 +65,7 @@ impl<'a> Loader<'a> {
             blocks: Vec::new(),
             page,
             counted: (0, 0),
+            row: 0,
             device: None,
             state: None,
             asked: Vec::new(),
@@ -84,11 +87,43 @@ impl<'a> Loader<'a> {
             Some(Event::Zero(page)) => {
                 let block = self.local(page.block)?;
                 self.counted.1 += 1;
+                self.row = 0;
                 Ok(self.placer()?.place_zero(block, page.offset)?)
             }
-            Some(event) => self.visit_other(event, piece.position),
+            Some(event) => {
+                self.row = 0;
+                self.visit_other(event, piece.position)
+            }
             None => Ok(()),
         }
+    }
+
+    /// How many pages came one after the other, with no other record between them.
+    pub(super) fn row(&self) -> u64 {
+        self.row
+    }
+
+    /// Counts pages in a row anew.
+    pub(super) fn end_row(&mut self) {
+        self.row = 0;
+    }
+
+    /// Memory to receive pages in; see [`Placer::lend`].
+    pub(super) fn lend(&mut self) -> Option<&mut [u8]> {
+        self.placed.as_mut().and_then(|(_, placer)| placer.lend())
+    }
+
+    /// The page that was announced last is the first one in what was lent; see [`Placer::take_lent`].
+    pub(super) fn take_lent(&mut self) -> Result<bool> {
+        let PageInFlight { block, offset, .. } = self.page;
+        let taken = self.placer()?.take_lent(block, offset)?;
+        self.count_page(taken);
+        Ok(taken)
+    }
+
+    fn count_page(&mut self, landed: bool) {
+        self.counted.0 += u64::from(landed);
+        self.row += u64::from(landed);
     }
 
     fn visit_other(&mut self, event: Event<'_>, position: u64) -> Result<()> {
@@ -131,7 +166,7 @@ impl<'a> Loader<'a> {
             }
             placer.place_page(page.block, page.offset, &page.bytes[..])?;
         }
-        self.counted.0 += 1;
+        self.count_page(true);
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 //! The guest is started only after SHUT 0 was written: until then it belongs to the source. On failure the source is
 //! told where there is a way back, and the memory holds nothing of use.
 
+mod ahead;
 mod loader;
 
 use std::{
@@ -25,7 +26,7 @@ use mig_ram::{GuestMemory, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement, Pl
 use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
-use self::loader::Loader;
+use self::{ahead::Ahead, loader::Loader};
 use crate::{
     accept::accept_main,
     answers::{Answers, drain},
@@ -267,6 +268,7 @@ impl Load<'_> {
     async fn all(&mut self, loader: &mut Loader<'_>) -> Result<RunState> {
         let counters = self.reader.counters();
         let mut registered = false;
+        let mut ahead = Ahead::new();
         let mut end = InputEnd::Open;
         loop {
             let walked = self.walk.walk(self.reader.buffer(), end, |piece| loader.visit(&piece))?;
@@ -281,7 +283,15 @@ impl Load<'_> {
             if self.walk.is_complete() || walked.at_least == 0 {
                 break;
             }
-            end = self.more().await?;
+            let tell = |loader: &mut Loader<'_>| {
+                loader.tell_statistics();
+                self.shared.statistics.transferred.set(counters.bytes_received());
+            };
+            end = if ahead.receive(self.reader, &mut self.walk, loader, tell).await? {
+                InputEnd::Open
+            } else {
+                self.more().await?
+            };
             if end == InputEnd::Quiet && self.walk.is_past_eof() {
                 break;
             }

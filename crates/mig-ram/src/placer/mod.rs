@@ -85,8 +85,10 @@ pub enum PlacePolicy {
 /// 2 GiB when measured), a little more processor time. Inline is right where cores are scarce or channels are many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Copying {
-    /// The caller of [`Placer::place_page`].
+    /// [`Thread`](Self::Thread) where this process may use a second processor, else [`Inline`](Self::Inline).
     #[default]
+    Auto,
+    /// The caller of [`Placer::place_page`].
     Inline,
     /// A thread for each [`Placer`], fed through a short queue of staging buffers.
     Thread,
@@ -145,10 +147,12 @@ pub struct Placer {
 impl Placer {
     fn new(placement: Arc<Placement>) -> Result<Self> {
         let options = placement.options();
-        let worker = match options.copying {
-            Copying::Inline => None,
-            Copying::Thread => Some(Worker::start(Arc::clone(&placement))?),
+        let threaded = match options.copying {
+            Copying::Inline => false,
+            Copying::Thread => true,
+            Copying::Auto => placement.places_in_bulk() && more_than_one_processor(),
         };
+        let worker = threaded.then(|| Worker::start(Arc::clone(&placement))).transpose()?;
         let staging = Staging::new(options.staging_pages);
         let lane = Lane { staging, worker, tally: Tally::default() };
         Ok(Self { placement, lane, ahead: Ahead::default() })
@@ -175,10 +179,8 @@ impl Placer {
             match &to.bulk {
                 Bulk::Userfault(registration) if registration.is_active() => {
                     to.pending.set(number);
-                    if lane.staging.push(block, number, page) {
-                        lane.submit(placement)?;
-                    }
-                    return Ok(());
+                    lane.staging.push(block, number, page);
+                    return lane.submit_if_full(placement);
                 }
                 Bulk::Populate => ahead.reach(block, to, number),
                 Bulk::Userfault(_) | Bulk::Plain => {}
@@ -188,6 +190,45 @@ impl Placer {
         lane.tally.copied += 1;
         lane.tally.publish_if_many(placement);
         Ok(())
+    }
+
+    /// Lends memory in which pages can be received, one after the other, to be handed in with
+    /// [`take_lent`](Self::take_lent) in the same order: that spares a copy. At least one page; the same memory, with
+    /// what was put in it, less what was handed in, until the last page of it was or another method of this was called.
+    ///
+    /// `None` where pages are better given to [`place_page`](Self::place_page).
+    pub fn lend(&mut self) -> Option<&mut [u8]> {
+        let in_bulk = self.placement.places_in_bulk();
+        in_bulk.then(|| self.lane.staging.free())
+    }
+
+    /// Takes the first page of what was [lent](Self::lend) as the page at `offset` of the block at index `block`. False
+    /// if it cannot be taken from there: give it to [`place_page`](Self::place_page), and what was lent is void.
+    pub fn take_lent(&mut self, block: usize, offset: u64) -> Result<bool> {
+        let Self { placement, lane, .. } = self;
+        let (to, number) = placement.locate(block, offset)?;
+        // Sent twice within one staging buffer: the first must be in memory before the second.
+        if to.pending.test(number) {
+            return Ok(false);
+        }
+        lane.tally.received(placement, block, number);
+        lane.tally.lent += 1;
+        match &to.bulk {
+            Bulk::Userfault(registration)
+                if registration.is_active() && !to.present.test(number) =>
+            {
+                to.pending.set(number);
+                lane.staging.take(block, number);
+            }
+            _ => {
+                to.copy_in(number, &lane.staging.free()[..PAGE_SIZE]);
+                lane.staging.pass_over();
+                lane.tally.copied += 1;
+                lane.tally.publish_if_many(placement);
+            }
+        }
+        lane.submit_if_full(placement)?;
+        Ok(true)
     }
 
     /// Makes the page at `offset` of the block at index `block` zero (docs/wire/ram.md §1, ZERO).
@@ -267,6 +308,10 @@ impl Lane {
         }
     }
 
+    fn submit_if_full(&mut self, placement: &Placement) -> Result<()> {
+        if self.staging.is_full() { self.submit(placement) } else { Ok(()) }
+    }
+
     fn submit(&mut self, placement: &Placement) -> Result<()> {
         if self.staging.is_empty() {
             return Ok(());
@@ -285,6 +330,7 @@ impl Lane {
 /// What one channel did since it last told: channels would fight over shared counters if each page touched them.
 #[derive(Debug, Default)]
 struct Tally {
+    lent: u64,
     copied: u64,
     zero_skipped: u64,
     zero_written: u64,
@@ -350,6 +396,10 @@ impl Ahead {
             to.present.set_range(number, pages);
         }
     }
+}
+
+fn more_than_one_processor() -> bool {
+    std::thread::available_parallelism().is_ok_and(|count| count.get() > 1)
 }
 
 /// How long anybody waits for the copying thread, which does nothing but move memory.

@@ -41,6 +41,8 @@ pub struct PlacementInfo {
 pub struct PlacementStatistics {
     /// Pages the kernel allocated and filled in one step.
     pub pages_placed: u64,
+    /// Of all pages, those received where they are placed from ([`Placer::lend`]).
+    pub pages_lent: u64,
     /// Pages copied into memory that was there.
     pub pages_copied: u64,
     /// Zero pages for which nothing had to be written.
@@ -62,6 +64,7 @@ pub struct Placement {
 #[derive(Default)]
 struct Counters {
     placed: AtomicU64,
+    lent: AtomicU64,
     copied: AtomicU64,
     zero_skipped: AtomicU64,
     zero_written: AtomicU64,
@@ -144,6 +147,7 @@ impl Placement {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         PlacementStatistics {
             pages_placed: read(&self.counters.placed),
+            pages_lent: read(&self.counters.lent),
             pages_copied: read(&self.counters.copied),
             zero_pages_skipped: read(&self.counters.zero_skipped),
             zero_pages_written: read(&self.counters.zero_written),
@@ -173,6 +177,14 @@ impl Placement {
             }
         }
         Ok(())
+    }
+
+    /// Whether there may be pages to place with userfaultfd.
+    pub(super) fn places_in_bulk(&self) -> bool {
+        self.info.mechanism == PlaceMechanism::Userfault
+            && self.blocks.iter().any(|block| {
+                matches!(&block.bulk, Bulk::Userfault(registration) if registration.is_active())
+            })
     }
 
     /// The block and the page number of an offset from the wire.
@@ -231,6 +243,7 @@ impl Placement {
                 counter.fetch_add(by, Ordering::Relaxed);
             }
         };
+        add(&self.counters.lent, tally.lent);
         add(&self.counters.copied, tally.copied);
         add(&self.counters.zero_skipped, tally.zero_skipped);
         add(&self.counters.zero_written, tally.zero_written);
