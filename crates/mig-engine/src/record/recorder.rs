@@ -241,8 +241,10 @@ impl Session<'_, '_> {
             match drain(&mut self.reader, CLOSE).await {
                 Ok(true) => {}
                 Ok(false) => tracing::debug!("the source does not close its end"),
-                // The system's word about a link that is no longer needed.
-                Err(error @ mig_stream::Error::Io { .. }) => {
+                // The system's word about a link that is no longer needed, or that of a transport which was told so.
+                Err(error)
+                    if self.hooks.active() || matches!(error, mig_stream::Error::Io { .. }) =>
+                {
                     tracing::debug!(%error, "after the end of the stream");
                 }
                 Err(error) => return Err(error.into()),

@@ -1,18 +1,21 @@
 //! A transport that carries pages itself: the order in which it is asked, that nothing else carries them, and that it can
 //! neither hold up nor outlive a migration.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use mig_engine::{Deadlines, Error, Outcome, Owner, Parameters};
-use mig_testkit::{DirectRam, Fault, direct_pair, stream_channel};
+use mig_engine::{Deadlines, Destination, Error, Outcome, Owner, Parameters, Source};
+use mig_ram::{RamBlock, RamBlocks};
+use mig_testkit::{DirectRam, Fault, direct_pair, pattern, stream_channel};
 use mig_transport::{
     Blame, Channel, ChannelParts, Connector, RamBlockInfo, RamHooks, Result, SavePages,
     WindowReason,
 };
 use tokio::time::Instant;
 
-use crate::support::{Arriving, Half, Pair, RAM_BYTES, Ready, channels, check, one_way};
+use crate::support::{
+    Arriving, Diary, Half, Pair, RAM_BYTES, Ready, TestGuest, channels, check, one_way, whole,
+};
 
 const PAGE: u64 = 4096;
 /// What `fill` writes.
@@ -67,6 +70,33 @@ async fn pages_go_by_the_transport_and_the_hooks_are_asked_in_order() {
     let overhead = sent.info.ram.transferred - NORMAL * PAGE;
     assert!((100..4096).contains(&overhead), "what the transport wrote counts: {overhead}");
     assert_eq!(sent.info.ram.remaining, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_are_as_long_as_the_dirt_goes_and_no_longer_than_sixteen_mebibytes() {
+    const MIB: u64 = 1 << 20;
+    let ram = |len| Arc::new(RamBlocks::new([RamBlock::new("big", len).unwrap()]).unwrap());
+    let (from, to) = (ram(20 * MIB), ram(20 * MIB));
+    // Two stretches of pages in between zeros.
+    for at in [0, 17 * MIB] {
+        let part = whole(&from, 0).sub(usize::try_from(at).unwrap(), MIB as usize).unwrap();
+        pattern::fill(&part, at);
+    }
+    let diary = Diary::default();
+    let mut source = Source::new(from, Box::new(TestGuest::new(&diary)));
+    let mut destination = Destination::new(to.clone(), Box::new(TestGuest::new(&diary)));
+    let (out, into, direct) = direct_pair(64 * 1024, true);
+    let connector = Ready::new(out);
+    let mut listener = Arriving::new([into]);
+    let (sent, received) = tokio::join!(source.run(&connector), destination.run(&mut listener));
+    received.unwrap();
+    assert_eq!(direct.saved(), [(0, 0, 16 * MIB), (0, 16 * MIB, 4 * MIB)]);
+    let ram = sent.unwrap().info.ram;
+    assert_eq!((ram.normal, ram.duplicate), (512, 18 * 256));
+    for at in [0, 17 * MIB] {
+        let part = whole(&to, 0).sub(usize::try_from(at).unwrap(), MIB as usize).unwrap();
+        pattern::check(&part, at).unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

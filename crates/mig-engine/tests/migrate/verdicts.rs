@@ -172,3 +172,31 @@ async fn a_destination_that_hangs_up_after_its_yes_without_reading_the_descripti
     assert!(outcome.unwrap().confirmed);
     assert!(!pair.source_diary.runs());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_refuses_reads_on_until_its_source_has_heard_it() {
+    let diary = Diary::default();
+    let mut pair = Pair::with_destination_guest(TestGuest {
+        refuses: Some("clock"),
+        ..TestGuest::new(&diary)
+    });
+    // So narrow that the source is still writing when it is refused.
+    let (out, mut near) = mig_testkit::memory_pair(16);
+    let (mut far, into) = mig_testkit::memory_pair(16);
+    let (mut from, mut to) = (near.take_receiver().unwrap(), far.take_sender().unwrap());
+    let (mut answers, mut back) = (far.take_receiver().unwrap(), near.take_sender().unwrap());
+    let link = async {
+        let forth = async {
+            tokio::io::copy(&mut from, &mut to).await.expect("nobody hung up on the source");
+            drop(to);
+        };
+        let back = async {
+            tokio::io::copy(&mut answers, &mut back).await.unwrap();
+        };
+        tokio::join!(forth, back)
+    };
+    let ((sent, received), _) = tokio::join!(pair.run(out, into), link);
+    assert!(received.unwrap_err().to_string().contains("clock"));
+    assert!(sent.unwrap_err().to_string().contains("SHUT 1"));
+    assert!(pair.source_diary.runs());
+}
