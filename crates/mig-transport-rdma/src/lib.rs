@@ -6,4 +6,6 @@
 //! ```
 
 pub mod protocol;
-mod verbs;
+pub mod verbs;
+
+pub use verbs::{Unavailable, availability, devices};
