@@ -80,7 +80,13 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
     let mut signals = Signals::catch()?;
     let opened = open(&plan.from)?;
     plan.options.stream = opened.stored.inform(plan.options.stream);
-    let replayer = Replayer::new(plan.options);
+    let mut replayer = Replayer::new(plan.options);
+    if let Some(mut again) = opened.again {
+        replayer = replayer.with_second_reading(move || {
+            io::Seek::rewind(&mut again)?;
+            Ok(Box::new(again))
+        });
+    }
     let handle = begun.get_or_init(|| replayer.handle());
     let connector = mig::connector(&plan.address, &plan.connect)?;
     let progress = talk.progress("sending", opened.len);
@@ -107,6 +113,8 @@ fn tell(replayed: &Replayed, address: &MigrationAddress, talk: &Talk) {
 /// A stored stream, ready to be read from its beginning.
 struct Opened {
     input: Box<dyn Read + Send>,
+    /// The same, for transports that need it twice; a pipe can be read only once.
+    again: Option<File>,
     name: String,
     len: Option<u64>,
     stored: StoredStream,
@@ -118,6 +126,7 @@ fn open(from: &From) -> Outcome<Opened> {
             let input = Box::new(io::stdin());
             return Ok(Opened {
                 input,
+                again: None,
                 name: "stdin".into(),
                 len: None,
                 stored: StoredStream::default(),
@@ -141,6 +150,7 @@ fn open(from: &From) -> Outcome<Opened> {
     if !kind.is_file() {
         return Ok(Opened {
             input: Box::new(file),
+            again: None,
             name,
             len: None,
             stored: StoredStream::default(),
@@ -159,7 +169,8 @@ fn open(from: &From) -> Outcome<Opened> {
         })?;
         io::Seek::rewind(&mut file).map_err(cannot)?;
     }
-    Ok(Opened { input: Box::new(file), name, len: Some(stored.len), stored })
+    let again = Some(file.try_clone().map_err(cannot)?);
+    Ok(Opened { input: Box::new(file), again, name, len: Some(stored.len), stored })
 }
 
 enum Refused {
