@@ -110,9 +110,7 @@ fn in_the_lab(
         Ok(lab) => lab,
         Err(why) => return tally.unprovided.push(("all tests of the lab".to_owned(), why)),
     };
-    let missed: Vec<&str> =
-        tally.notes.not_applicable.iter().map(|(test, _)| test.as_str()).collect();
-    match stage::run(repository, &lab, filter, &missed, environment) {
+    match stage::run(repository, &lab, filter, &tally.notes.not_applicable, environment) {
         Ok(outcome) => tally.add_lab(outcome),
         Err(why) => tally.broken.push(why),
     }

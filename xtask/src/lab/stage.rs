@@ -1,9 +1,9 @@
 //! The lab's place in `cargo xtask test`: one boot for everything that only the lab can show.
 //!
 //! ```text
-//!   build ── test target `lab` of mig-tests          ┐
-//!         └─ targets with tests that were not        ├─▶ one virtual machine ─▶ counts, notes, results
-//!            applicable on the host, to run those    ┘
+//!   build ── test target `lab` of mig-tests            ┐
+//!         └─ every target with tests that told on the  ├─▶ one virtual machine ─▶ counts, notes, results
+//!            host of a cause the lab cures: just those ┘
 //! ```
 //! The test binaries are built here on the host, and run there one test at a time.
 
@@ -27,8 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(3600);
 /// The target made for the lab.
 const OWN: &str = "lab";
 
-/// Targets of other crates whose tests may lack something that the lab has: (target, package)
-const REPEATED: &[(&str, &str)] = &[("vsock", "mig-transport-vsock")];
+/// Causes of `tests/not-applicable.toml` that the lab has a cure for.
+const CURED: &[&str] = &["vsock-loopback", "rdma-device"];
 
 /// What the script says before each binary.
 const HEADING: &str = "in the lab: ";
@@ -45,23 +45,39 @@ pub(crate) struct Outcome {
     pub(crate) broken: Vec<String>,
 }
 
-/// Runs the stage: all tests of target `lab` (those that `filter` selects, if it has words), and each of `missed`
-/// (`target::test`, not applicable on the host) whose target is known here.
+/// Runs the stage: all tests of target `lab` (those that `filter` selects, if it has words), and each test that has
+/// told on the host, in `told` as (`target::test`, `cause: reason`), of a cause that the lab cures.
 pub(crate) fn run(
     repository: &Repository,
     lab: &Lab,
     filter: &[OsString],
-    missed: &[&str],
+    told: &[(String, String)],
     environment: &[(&str, &OsStr)],
 ) -> Result<Outcome, String> {
-    let repeated = by_target(missed);
-    let binaries = build(repository, repeated.keys().copied())?;
-    let mut plan = vec![(OWN, filter.to_vec())];
-    for (target, tests) in &repeated {
-        let exactly = std::iter::once("--exact").chain(tests.iter().copied());
-        plan.push((target, exactly.map(OsString::from).collect()));
+    let mut plan = vec![Part {
+        package: "mig-tests".to_owned(),
+        target: OWN.to_owned(),
+        is_library: false,
+        arguments: filter.to_vec(),
+    }];
+    for (target, tests) in curable(told) {
+        let exactly: Vec<_> = std::iter::once("--exact").chain(tests).map(OsString::from).collect();
+        let parts = plan.len();
+        for (package, is_library) in owners(&repository.packages, target) {
+            let (target, arguments) = (target.to_owned(), exactly.clone());
+            plan.push(Part { package, target, is_library, arguments });
+        }
+        if plan.len() == parts {
+            return Err(format!(
+                "no package has the test target {target}, whose tests missed something"
+            ));
+        }
     }
-    let command = command(&binaries, &plan)?;
+    let mut words = Vec::new();
+    for part in &plan {
+        words.push((part.target.as_str(), part.build(repository)?, part.arguments.as_slice()));
+    }
+    let command = command(&words);
     let notes = repository.target.join("test-skips-lab.tsv");
     files::write(&notes, b"")?;
     let mut environment = environment.to_vec();
@@ -90,66 +106,86 @@ pub(crate) fn run(
     Ok(outcome)
 }
 
-/// The known targets among `missed`, each with its tests.
-fn by_target<'a>(missed: &[&'a str]) -> BTreeMap<&'a str, Vec<&'a str>> {
+/// One test binary and what it is to run.
+#[derive(Debug)]
+struct Part {
+    package: String,
+    target: String,
+    /// Unit tests, not a file of `tests/`.
+    is_library: bool,
+    arguments: Vec<OsString>,
+}
+
+impl Part {
+    /// Builds the binary.
+    fn build(&self, repository: &Repository) -> Result<PathBuf, String> {
+        let mut arguments = vec!["test", "--quiet", "--no-run"];
+        arguments.extend(["--message-format=json-render-diagnostics", "-p", &self.package]);
+        if self.target == OWN {
+            arguments.extend(["--features", "lab"]);
+        }
+        if self.is_library {
+            arguments.push("--lib");
+        } else {
+            arguments.extend(["--test", &self.target]);
+        }
+        eprintln!("xtask: cargo {}", arguments.join(" "));
+        let output = repository
+            .cargo_command(&arguments, &[])
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| format!("cannot run cargo: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("{} of {} does not build", self.target, self.package));
+        }
+        executable(&String::from_utf8_lossy(&output.stdout), &self.target)
+            .ok_or_else(|| format!("cargo has built no {} of {}", self.target, self.package))
+    }
+}
+
+/// The targets with tests that the lab can run, each with those tests.
+fn curable(told: &[(String, String)]) -> BTreeMap<&str, Vec<&str>> {
     let mut targets: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (target, test) in missed.iter().filter_map(|name| name.split_once("::")) {
-        if REPEATED.iter().any(|(known, _)| *known == target) {
+    for (name, reason) in told {
+        let cause = reason.split(':').next().unwrap_or_default();
+        if let (true, Some((target, test))) = (CURED.contains(&cause), name.split_once("::")) {
             targets.entry(target).or_default().push(test);
         }
     }
     targets
 }
 
-/// Builds the test binaries; gives (target, file).
-fn build<'a>(
-    repository: &Repository,
-    repeated: impl Iterator<Item = &'a str>,
-) -> Result<Vec<(String, PathBuf)>, String> {
-    let mut arguments =
-        vec!["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics"];
-    arguments.extend(["-p", "mig-tests", "--features", "mig-tests/lab", "--test", OWN]);
-    for target in repeated {
-        let package = REPEATED.iter().find(|(known, _)| *known == target);
-        let (_, package) = package.expect("by_target gives known ones only");
-        arguments.extend(["-p", package, "--test", target]);
+/// (package, whether it is its library) of everything that cargo builds under this target's name. More than one is no
+/// harm: where the tests are not, nothing is run.
+fn owners(packages: &[Value], target: &str) -> Vec<(String, bool)> {
+    let mut owners = Vec::new();
+    for package in packages {
+        for other in package["targets"].as_array().into_iter().flatten() {
+            let kind = other["kind"][0].as_str().unwrap_or_default();
+            let name = package["name"].as_str().unwrap_or_default().to_owned();
+            if other["name"] == target && matches!(kind, "test" | "lib") {
+                owners.push((name, kind == "lib"));
+            }
+        }
     }
-    eprintln!("xtask: cargo {}", arguments.join(" "));
-    let output = repository
-        .cargo_command(&arguments, &[])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("the lab's tests do not build ({})", output.status));
-    }
-    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+    owners
 }
 
-/// From cargo's messages, one JSON object a line.
-fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+/// The file, from cargo's messages, one JSON object a line.
+fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages
-        .filter(|message| message["target"]["kind"][0] == "test")
-        .filter_map(|message| {
-            let target = message["target"]["name"].as_str()?.to_owned();
-            Some((target, PathBuf::from(message["executable"].as_str()?)))
-        })
-        .collect()
+        .filter(|message| message["target"]["name"] == target)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
 /// A shell that runs each binary with its arguments, heading each, and fails if one of them does.
 ///
 /// The words of all binaries are the shell's arguments, so that none needs quoting.
-fn command(
-    binaries: &[(String, PathBuf)],
-    plan: &[(&str, Vec<OsString>)],
-) -> Result<Vec<OsString>, String> {
+fn command(plan: &[(&str, PathBuf, &[OsString])]) -> Vec<OsString> {
     let mut script = String::from("failed=0\n");
     let mut words = Vec::new();
-    for (target, arguments) in plan {
-        let binary = binaries.iter().find(|(name, _)| name == target);
-        let (_, binary) = binary.ok_or_else(|| format!("cargo built no test target {target}"))?;
+    for (target, binary, arguments) in plan {
         words.push(binary.into());
         words.push("--test-threads=1".into());
         words.extend(arguments.iter().cloned());
@@ -159,7 +195,7 @@ fn command(
     }
     script.push_str("exit $failed\n");
     let shell = ["bash", "-c", &script, "lab"].map(OsString::from);
-    Ok(shell.into_iter().chain(words).collect())
+    shell.into_iter().chain(words).collect()
 }
 
 /// Reads what libtest prints.
@@ -212,10 +248,9 @@ mod tests {
 
     #[test]
     fn each_binary_gets_its_own_words() {
-        let binaries =
-            [("lab".to_owned(), "/bin/echo".into()), ("x".to_owned(), "/bin/echo".into())];
-        let plan = [("lab", vec![]), ("x", vec!["a b".into(), "--exact".into()])];
-        let words = command(&binaries, &plan).unwrap();
+        let echo = PathBuf::from("/bin/echo");
+        let arguments = ["a b", "--exact"].map(OsString::from);
+        let words = command(&[("lab", echo.clone(), &[]), ("x", echo, &arguments)]);
         let output = std::process::Command::new(&words[0]).args(&words[1..]).output().unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         assert_eq!(
@@ -225,17 +260,34 @@ mod tests {
     }
 
     #[test]
-    fn only_known_targets_are_repeated() {
-        let missed = ["vsock::a", "data::b", "vsock::c::d"];
-        assert_eq!(by_target(&missed), BTreeMap::from([("vsock", vec!["a", "c::d"])]));
+    fn only_what_the_lab_cures_is_run_there() {
+        let told = [
+            ("vsock::a", "vsock-loopback: no"),
+            ("data::b", "older-qemu: no"),
+            ("vsock::c::d", "vsock-loopback: no"),
+        ];
+        let told = told.map(|(test, reason)| (test.to_owned(), reason.to_owned()));
+        assert_eq!(curable(&told), BTreeMap::from([("vsock", vec!["a", "c::d"])]));
     }
 
     #[test]
-    fn the_binaries_are_found_in_cargos_messages() {
+    fn targets_are_found_by_name_in_all_packages() {
+        let packages = serde_json::json!([
+            {"name": "one-x", "targets": [{"kind": ["lib"], "name": "one_x"}, {"kind": ["test"], "name": "t"}]},
+            {"name": "two", "targets": [{"kind": ["test"], "name": "t"}, {"kind": ["bin"], "name": "one_x"}]},
+        ]);
+        let packages = packages.as_array().unwrap();
+        let owner = |name: &str, is_library| (name.to_owned(), is_library);
+        assert_eq!(owners(packages, "t"), [owner("one-x", false), owner("two", false)]);
+        assert_eq!(owners(packages, "one_x"), [owner("one-x", true)]);
+    }
+
+    #[test]
+    fn the_binary_is_found_in_cargos_messages() {
         let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"lab"},"executable":null}
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"lab"},"executable":"/t/lab-1"}
 {"reason":"build-finished","success":true}
 "#;
-        assert_eq!(executables(messages), [("lab".to_owned(), PathBuf::from("/t/lab-1"))]);
+        assert_eq!(executable(messages, "lab"), Some(PathBuf::from("/t/lab-1")));
     }
 }
