@@ -5,7 +5,17 @@
 //!   verbs/      librdmacm and libibverbs, loaded when first needed; the only unsafe code
 //! ```
 
+mod connect;
+mod counters;
+mod listen;
+mod options;
 pub mod protocol;
 pub mod verbs;
 
-pub use verbs::{Unavailable, availability, devices};
+pub use crate::{
+    connect::RdmaConnector,
+    counters::RdmaCounters,
+    listen::RdmaListener,
+    options::RdmaOptions,
+    verbs::{Unavailable, availability, devices},
+};
