@@ -111,7 +111,7 @@ impl Hooks {
     ///
     /// Not cancel safe: drop the hooks.
     pub(crate) async fn serve(&mut self, end: u64, reader: &StreamReader) -> Result<()> {
-        let behind = reader.position() - end + reader.buffer().len() as u64;
+        let behind = reader.position().saturating_sub(end) + reader.buffer().len() as u64;
         if behind > 0 {
             return Err(Error::peer_misbehaved(format!(
                 "{behind} bytes follow the HOOK record at once: it must be the last of its message"

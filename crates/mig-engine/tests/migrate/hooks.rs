@@ -69,6 +69,8 @@ async fn pages_go_by_the_transport_and_the_hooks_are_asked_in_order() {
     assert_eq!(received.info.ram.normal, 0, "no page came in the stream");
     let overhead = sent.info.ram.transferred - NORMAL * PAGE;
     assert!((100..4096).contains(&overhead), "what the transport wrote counts: {overhead}");
+    assert!(sent.info.ram.precopy_bytes >= NORMAL * PAGE, "it was written while the guest ran");
+    assert!(sent.info.ram.mbps > 0.0, "and is what the bandwidth is measured by");
     assert_eq!(sent.info.ram.remaining, 0);
 }
 
