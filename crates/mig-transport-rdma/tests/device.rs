@@ -338,6 +338,46 @@ async fn refusals_and_dead_ports_are_told_apart() {
     assert!(nobody.reason().unwrap().contains("nobody listens"), "{:?}", nobody.reason());
 }
 
+/// Sends a message, then answers each that comes, `rounds` times.
+async fn play(mut end: End, begins: bool, rounds: u64) -> End {
+    let mut idle = Buffer::allocate(&end.domain, 2, 64).await.unwrap();
+    if begins {
+        end.queue_pair.post_send(idle.pop().unwrap(), 16, 0).unwrap();
+    }
+    let mut done = Vec::new();
+    for round in 0..rounds {
+        guarded("a message", end.recvs.completions(&mut done)).await.unwrap();
+        let message = done.pop().unwrap();
+        assert!(message.status.is_success() && done.is_empty(), "{}", message.status);
+        end.queue_pair.post_recv(message.buffer.unwrap(), round).unwrap();
+        while idle.is_empty() {
+            guarded("a SEND", end.sends.completions(&mut done)).await.unwrap();
+            idle.extend(done.drain(..).filter_map(|sent| sent.buffer));
+        }
+        end.queue_pair.post_send(idle.pop().unwrap(), 16, round).unwrap();
+    }
+    end
+}
+
+/// A lost wake-up would stop the game; each message is waited for with nothing else under way.
+async fn ping_pong() {
+    let (source, destination) = pair(addresses()[0], 2).await;
+    let first = tokio::spawn(play(source, true, 1000));
+    let second = tokio::spawn(play(destination, false, 1000));
+    // An end that finished stays, so that the other's last message has somewhere to go.
+    let (_first, _second) = (first.await.unwrap(), second.await.unwrap());
+}
+
+#[tokio::test]
+async fn no_wake_up_is_lost() {
+    ping_pong().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_wake_up_is_lost_on_several_threads() {
+    ping_pong().await;
+}
+
 /// Counts as memory; tells when it is let go of.
 struct Watched(Arc<VecRegion>, Arc<AtomicBool>);
 

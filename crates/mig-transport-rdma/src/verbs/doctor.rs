@@ -30,6 +30,8 @@ use super::{
 
 /// Where the kernel lists devices.
 const CLASS: &str = "/sys/class/infiniband";
+/// Where programs reach them.
+const DEVICE_FILES: &str = "/dev/infiniband";
 /// Where the connection manager is reached.
 const CONNECTION_MANAGER: &str = "/dev/infiniband/rdma_cm";
 
@@ -51,6 +53,15 @@ pub enum Unavailable {
     NoProvider {
         /// Their names.
         devices: String,
+    },
+    /// The kernel has the device, this process has no way to it.
+    #[error("RDMA device without a device file ({}: {source})", .path.display())]
+    DeviceFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A device file may not be opened.
     #[error("no permission for {}", .path.display())]
@@ -95,7 +106,12 @@ impl Unavailable {
             Self::Permission { path } => {
                 format!("give this user read and write access to {} (a group or a udev rule)", path.display())
             }
-            Self::ConnectionManager { .. } => "modprobe rdma_ucm".into(),
+            Self::DeviceFile { .. } => {
+                "modprobe ib_uverbs; in a container, pass /dev/infiniband in".into()
+            }
+            Self::ConnectionManager { .. } => {
+                "modprobe rdma_ucm; in a container, pass /dev/infiniband in".into()
+            }
             Self::NoActivePort { .. } => {
                 "bring up the network interface behind it (ip link set IFACE up), or start a subnet manager on InfiniBand".into()
             }
@@ -217,17 +233,33 @@ pub fn devices() -> Result<Vec<Device>, Unavailable> {
     let list = DeviceList::new(library)?;
     let devices = list.devices();
     if devices.is_empty() {
-        let known = class_entries();
-        return Err(match known.is_empty() {
-            true => Unavailable::NoDevice,
-            false => Unavailable::NoProvider { devices: known.join(", ") },
-        });
+        return Err(nothing_listed());
     }
     devices
         .iter()
         // SAFETY: the list is alive, and its devices with it.
         .map(|&device| unsafe { describe(library, device) })
         .collect()
+}
+
+/// Why the library lists nothing, though the kernel may have devices.
+fn nothing_listed() -> Unavailable {
+    let known = class_entries();
+    if known.is_empty() {
+        return Unavailable::NoDevice;
+    }
+    // Without a file for any device the library passes over all of them.
+    let files = fs::read_dir(DEVICE_FILES).map(|entries| {
+        entries.flatten().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"uverbs"))
+    });
+    match files {
+        Ok(true) => Unavailable::NoProvider { devices: known.join(", ") },
+        Ok(false) => {
+            let path = Path::new(DEVICE_FILES).join("uverbs0");
+            Unavailable::DeviceFile { path, source: io::ErrorKind::NotFound.into() }
+        }
+        Err(source) => Unavailable::DeviceFile { path: DEVICE_FILES.into(), source },
+    }
 }
 
 /// The kernel's own list.
@@ -299,14 +331,16 @@ unsafe fn describe(library: &'static Library, raw: *mut ibv_device) -> Result<De
     let (name, opened) = unsafe { (device::name(library, raw), (library.ibv_open_device)(raw)) };
     let open_error = Error::last("ibv_open_device");
     let Some(opened) = NonNull::new(opened) else {
-        return Err(match open_error.source.kind() {
-            io::ErrorKind::PermissionDenied => {
-                // SAFETY: an array of text inside the device.
-                let node = unsafe { CStr::from_ptr((&raw const (*raw).dev_name).cast()) };
-                let path = Path::new("/dev/infiniband").join(node.to_string_lossy().as_ref());
+        // SAFETY: an array of text inside the device.
+        let node = unsafe { CStr::from_ptr((&raw const (*raw).dev_name).cast()) };
+        let path = Path::new(DEVICE_FILES).join(node.to_string_lossy().as_ref());
+        // The library tries another place after the right one, and answers for that.
+        return Err(match check_openable(&path) {
+            Ok(()) => Unavailable::Failed(open_error),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Unavailable::Permission { path }
             }
-            _ => Unavailable::Failed(open_error),
+            Err(source) => Unavailable::DeviceFile { path, source },
         });
     };
     let open = OpenDevice { raw: opened, library };

@@ -317,7 +317,8 @@ impl QueuePair {
         let id = noted.map_err(|flight| (flight.held, PostError::Full))?;
         let reason = match post(id) {
             Some(0) => return Ok(()),
-            Some(libc::ENOMEM) => PostError::Full,
+            // Full by the device's own count, as long as a completion can change that: this one is noted too.
+            Some(libc::ENOMEM) if queue.in_flight() > 1 => PostError::Full,
             Some(code) => {
                 let call = if kind == WorkKind::Recv { "ibv_post_recv" } else { "ibv_post_send" };
                 check_code(call, code).err().map_or(PostError::Full, PostError::Failed)
