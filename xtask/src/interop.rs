@@ -21,6 +21,7 @@ Written by `cargo xtask test` from the results of the matrix in `tests/tests/`; 
 how it is proved (all memory compared, the guest goes on counting, `query-migrate` at both real ends, the saved file
 loads in a third QEMU without us), is in [testing.md](testing.md). \"refused\" is the right answer where the
 transport has no way back: the test demands that both ends refuse and that the guest stays with its source.
+Rows \"without mig\" are QEMU's own baseline, from the lab: \"refused\" and \"fails\" there are what QEMU does.
 
 ";
 

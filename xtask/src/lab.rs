@@ -34,6 +34,8 @@ use run_directory::Order;
 
 /// Exit code after `--timeout`, as coreutils' `timeout` has it.
 const TIMED_OUT: u8 = 124;
+/// Exit code when it was the lab that failed and not the command, as the same tool has it.
+const LAB_FAILED: u8 = 125;
 
 /// Everything that a virtual machine needs to boot.
 #[derive(Debug)]
@@ -69,19 +71,30 @@ impl Lab {
 }
 
 /// `cargo xtask lab [OPTION…] -- COMMAND…`: ends with COMMAND's exit status.
-pub(crate) fn command(repository: &Repository, arguments: &[OsString]) -> Result<ExitCode, String> {
+pub(crate) fn command(repository: &Repository, arguments: &[OsString]) -> ExitCode {
     let Some((network, size, command)) = parse(arguments) else {
         eprintln!("{}", crate::USAGE);
-        return Ok(ExitCode::from(2));
+        return ExitCode::from(2);
     };
+    match run(repository, network, &size, command) {
+        Ok(Ended::With(status)) => ExitCode::from(status),
+        Ok(Ended::TimedOut) => ExitCode::from(TIMED_OUT),
+        Err(why) => {
+            eprintln!("xtask: {why}");
+            ExitCode::from(LAB_FAILED)
+        }
+    }
+}
+
+fn run(
+    repository: &Repository,
+    network: Network,
+    size: &Size,
+    command: &[OsString],
+) -> Result<Ended, String> {
     let lab = Lab::provide(repository, network)?;
     let directory = std::env::current_dir().map_err(|error| format!("no directory: {error}"))?;
-    let order = Order { command, directory: &directory, environment: &[] };
-    let ended = machine::run(&lab, &order, &size, &mut show)?;
-    Ok(ExitCode::from(match ended {
-        Ended::With(status) => status,
-        Ended::TimedOut => TIMED_OUT,
-    }))
+    machine::run(&lab, &Order { command, directory: &directory, environment: &[] }, size, &mut show)
 }
 
 /// Straight to our own streams.

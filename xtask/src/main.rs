@@ -40,10 +40,7 @@ fn main() -> ExitCode {
     };
     match arguments.as_slice() {
         // Its command's words need not be text.
-        ["lab", ..] => match lab::command(&repository, &given[1..]) {
-            Ok(code) => code,
-            Err(error) => told(Err(error)),
-        },
+        ["lab", ..] => lab::command(&repository, &given[1..]),
         ["test", "--lab", ..] => told(test::run_lab(&repository, &given[2..])),
         ["test"] => told(test::run(&repository, provide::Network::Allowed)),
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),

@@ -95,7 +95,7 @@ impl RunDirectory {
             let bytes = fs::read(self.path.join(name)).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes).replace('\r', "");
             let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-            lines[lines.len().saturating_sub(15)..].join("\n  ")
+            lines[lines.len().saturating_sub(40)..].join("\n  ")
         };
         format!("QEMU said:\n  {}\nconsole:\n  {}", tail("qemu.log"), tail("console.log"))
     }
