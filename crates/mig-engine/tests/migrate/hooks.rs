@@ -198,6 +198,30 @@ async fn the_rate_holds_for_what_the_transport_writes_and_zero_pages_are_free() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_guest_writes_while_a_window_is_open_is_sent_again() {
+    let mut pair = Pair::new();
+    let mut parameters = Parameters::default();
+    parameters.max_bandwidth = 1_000_000;
+    pair.source = pair.source.with_parameters(parameters);
+    let first = whole(&pair.source_ram, 0).sub(0, 4096).unwrap();
+    let (out, into, direct) = direct_pair(64 * 1024, true);
+    let watched = direct.clone();
+    let guest = async {
+        // Its page was taken over, and the rate keeps the window open.
+        while watched.saved().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        pattern::fill(&first, 99);
+    };
+    let ((sent, received), ()) = tokio::join!(pair.run(out, into), guest);
+    sent.unwrap();
+    received.unwrap();
+    pattern::check(&whole(&pair.destination_ram, 0).sub(0, 4096).unwrap(), 99).unwrap();
+    let firsts = direct.saved().iter().filter(|(block, at, _)| (*block, *at) == (0, 0)).count();
+    assert!(firsts >= 2, "{:?}", direct.saved());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_window_may_last_longer_than_silence_as_long_as_the_transport_shows_life() {
     let mut pair = Pair::new();
     let mut parameters = Parameters::default();

@@ -131,6 +131,7 @@ pub(crate) fn check(ram: &RamBlocks) {
 pub(crate) struct Pair {
     pub(crate) source: Source,
     pub(crate) destination: Destination,
+    pub(crate) source_ram: Arc<RamBlocks>,
     pub(crate) destination_ram: Arc<RamBlocks>,
     pub(crate) source_diary: Diary,
     pub(crate) destination_diary: Diary,
@@ -150,7 +151,7 @@ impl Pair {
         let destination_diary = guest.diary.clone();
         let source = Source::new(source_ram.clone(), Box::new(TestGuest::new(&source_diary)));
         let destination = Destination::new(destination_ram.clone(), Box::new(guest));
-        Self { source, destination, destination_ram, source_diary, destination_diary }
+        Self { source, destination, source_ram, destination_ram, source_diary, destination_diary }
     }
 
     /// Runs both ends over these channels.
