@@ -5,11 +5,19 @@
 //!   verbs/      librdmacm and libibverbs, loaded when first needed; the only unsafe code
 //! ```
 
+mod channel;
 mod connect;
 mod counters;
+mod destination;
+mod link;
 mod listen;
+mod memlock;
 mod options;
 pub mod protocol;
+mod receiving;
+mod resolve;
+mod sending;
+mod source;
 pub mod verbs;
 
 pub use crate::{

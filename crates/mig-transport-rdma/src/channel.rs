@@ -1,0 +1,95 @@
+//! From connections to a channel.
+//!
+//! ```text
+//!   source        main: stream out, pages      return path: stream in
+//!   destination   main: stream in, windows     return path: stream out
+//! ```
+
+use std::sync::{Arc, Mutex};
+
+use mig_transport::{
+    Capabilities, Channel, ChannelParts, Endpoint, RamHooks, ReceiveHalf, SendHalf,
+};
+
+use crate::{
+    destination::DestinationHooks,
+    link::{Link, StopAll},
+    options::RdmaOptions,
+    protocol::private_data::Agreed,
+    receiving::{RdmaReceiveHalf, ReceivingEnd},
+    sending::{RdmaSendHalf, SendingEnd},
+    source::SourceHooks,
+};
+
+/// The source's channel.
+pub(crate) fn source(
+    main: SendingEnd,
+    back: Option<Link>,
+    agreed: Agreed,
+    options: &RdmaOptions,
+) -> Channel {
+    let endpoint = endpoint(&main.link);
+    let mut force = vec![Arc::clone(main.link.farewell())];
+    let main = Arc::new(Mutex::new(main));
+    let hooks = SourceHooks::new(Arc::clone(&main), agreed, options);
+    let grace = options.closing_grace;
+    let receive = back.map(|link| {
+        force.push(Arc::clone(link.farewell()));
+        let end = ReceivingEnd::return_path(link, Arc::clone(&options.counters));
+        Box::new(RdmaReceiveHalf(Arc::new(Mutex::new(end)))) as Box<dyn ReceiveHalf>
+    });
+    let send = Box::new(RdmaSendHalf::new(main, grace)) as Box<dyn SendHalf>;
+    channel(receive, Some(send), Box::new(hooks), force, endpoint)
+}
+
+/// The destination's channel.
+pub(crate) fn destination(
+    main: Link,
+    back: Option<Link>,
+    agreed: Agreed,
+    options: &RdmaOptions,
+) -> Channel {
+    let endpoint = endpoint(&main);
+    let counters = &options.counters;
+    let mut force = vec![Arc::clone(main.farewell())];
+    let main = Arc::new(Mutex::new(ReceivingEnd::main(main, Arc::clone(counters))));
+    let hooks = DestinationHooks::new(Arc::clone(&main), agreed, Arc::clone(counters));
+    let send = back.map(|link| {
+        force.push(Arc::clone(link.farewell()));
+        let end = SendingEnd::new(link, Arc::clone(counters));
+        let half = RdmaSendHalf::new(Arc::new(Mutex::new(end)), options.closing_grace);
+        Box::new(half) as Box<dyn SendHalf>
+    });
+    let receive = Box::new(RdmaReceiveHalf(main)) as Box<dyn ReceiveHalf>;
+    channel(Some(receive), send, Box::new(hooks), force, endpoint)
+}
+
+fn channel(
+    receive: Option<Box<dyn ReceiveHalf>>,
+    send: Option<Box<dyn SendHalf>>,
+    hooks: Box<dyn RamHooks>,
+    force: Vec<Arc<crate::link::Farewell>>,
+    endpoint: Endpoint,
+) -> Channel {
+    let capabilities = Capabilities::default().with(|capabilities| {
+        capabilities.return_path = true;
+        capabilities.forced_shutdown = true;
+        capabilities.direct_ram_writes = true;
+    });
+    Channel::new(ChannelParts {
+        receive,
+        send,
+        force: Some(Box::new(StopAll(force))),
+        hooks: Some(hooks),
+        capabilities,
+        endpoint,
+    })
+}
+
+fn endpoint(link: &Link) -> Endpoint {
+    let (local, peer) = link.addresses();
+    let text = |address: Option<std::net::SocketAddr>| {
+        address.map_or_else(String::new, |address| address.to_string())
+    };
+    Endpoint { transport: "rdma", local: text(local), peer: text(peer) }
+}

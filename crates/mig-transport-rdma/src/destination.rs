@@ -1,0 +1,225 @@
+//! The destination's hooks: a window is served until the source closes it. Every request is judged by [`Server`] first.
+
+use std::{collections::HashMap, future::poll_fn, sync::Arc};
+
+use async_trait::async_trait;
+use mig_ram::{MAX_ZERO_PAGES, PAGE_SIZE, zero_pages};
+use mig_transport::{Error, RamBlockInfo, RamHooks, RegionSlice, Result, SavePages, WindowReason};
+
+use crate::{
+    counters::RdmaCounters,
+    memlock,
+    protocol::{
+        CHUNK_BYTES, Span,
+        blocks::DestinationBlocks,
+        message::Outgoing,
+        private_data::Agreed,
+        serve::{Action, Registration, Server, Slot},
+    },
+    receiving::ReceivingEnd,
+    sending::{Shared, lock},
+    source::Registered,
+    verbs::{Access, ProtectionDomain},
+};
+
+/// Bytes made zero before others get a turn.
+const ZERO_STEP: u64 = 16 << 20;
+
+pub(crate) struct DestinationHooks {
+    end: Shared<ReceivingEnd>,
+    pd: ProtectionDomain,
+    agreed: Agreed,
+    memory: Vec<RamBlockInfo>,
+    /// Until the first window.
+    blocks: DestinationBlocks,
+    server: Option<Server>,
+    registered: HashMap<Slot, Registered>,
+    counters: Arc<RdmaCounters>,
+}
+
+impl DestinationHooks {
+    pub(crate) fn new(
+        end: Shared<ReceivingEnd>,
+        agreed: Agreed,
+        counters: Arc<RdmaCounters>,
+    ) -> Self {
+        let pd = lock(&end).link.pd().clone();
+        Self {
+            end,
+            pd,
+            agreed,
+            memory: Vec::new(),
+            blocks: DestinationBlocks::new(),
+            server: None,
+            registered: HashMap::new(),
+            counters,
+        }
+    }
+
+    fn slice(&self, span: &Span) -> Result<RegionSlice> {
+        let region = Arc::clone(&self.memory[span.block as usize].region);
+        RegionSlice::new(region, span.offset as usize, span.len as usize).map_err(|_| {
+            Error::Misuse { what: format!("rdma: block {} is shorter than it was", span.block) }
+        })
+    }
+
+    async fn register(&mut self, slot: Slot, span: &Span) -> Result<u32> {
+        let memory = self.slice(span)?;
+        let registered =
+            Registered::new(&self.pd, memory, Access::RemoteWrite, &self.counters).await?;
+        let key = registered.region.remote_key();
+        self.registered.insert(slot, registered);
+        Ok(key)
+    }
+
+    async fn respond(&self, response: Outgoing<'_>) -> Result<()> {
+        poll_fn(|cx| lock(&self.end).poll_respond(cx, &response)).await
+    }
+
+    /// With pin-all everything is registered now.
+    async fn reply_blocks(&mut self, server: &Server) -> Result<()> {
+        let mut keys = Vec::new();
+        if self.agreed.pin_all {
+            memlock::check(server.blocks().total_bytes(), "all guest memory (rdma-pin-all)")?;
+            for (block, info) in (0..).zip(server.blocks().blocks()) {
+                let span = Span { block, offset: 0, len: info.len };
+                keys.push(self.register(Slot::Whole { block }, &span).await?);
+            }
+        }
+        let blocks = server.blocks_result(&keys)?;
+        self.respond(Outgoing::RamBlocksResult(&blocks)).await
+    }
+
+    async fn register_all(
+        &mut self,
+        server: &Server,
+        registrations: &[Registration],
+        repeat: u32,
+    ) -> Result<()> {
+        let mut first_key = None;
+        for Registration { slot, span, exists } in registrations {
+            let key = match self.registered.get(slot).filter(|_| *exists) {
+                Some(registered) => registered.region.remote_key(),
+                None => self.register(*slot, span).await?,
+            };
+            first_key.get_or_insert(key);
+        }
+        let (Some(first), Some(key)) = (registrations.first(), first_key) else {
+            return Err(Error::Misuse { what: "rdma: a request to register nothing".into() });
+        };
+        self.respond(server.register_reply(first, key, repeat)).await
+    }
+
+    async fn unregister(&mut self, slots: &[Slot], repeat: u32) -> Result<()> {
+        for slot in slots {
+            if let Some(registered) = self.registered.remove(slot) {
+                registered.deregister().await?;
+            }
+        }
+        self.respond(Outgoing::UnregisterFinished { repeat }).await
+    }
+
+    /// Makes memory zero where it is not: what was never touched stays so.
+    async fn zero(&self, span: &Span) -> Result<()> {
+        self.counters.zeroed(span.len);
+        let memory = self.slice(span)?;
+        let region = &**memory.region();
+        let out_of_region = |error: mig_transport::OutOfRegion| Error::Misuse {
+            what: format!("rdma: making memory zero: {error}"),
+        };
+        let (mut at, end) = (span.offset, span.end());
+        while at < end {
+            let step = (end - at).min(ZERO_STEP);
+            for page in (at..at + step).step_by(MAX_ZERO_PAGES * PAGE_SIZE) {
+                let len = (at + step - page).min((MAX_ZERO_PAGES * PAGE_SIZE) as u64) as usize;
+                let (whole, page) = (len / PAGE_SIZE, page as usize);
+                let zero = zero_pages(region, page, whole).map_err(out_of_region)?;
+                for number in (0..whole).filter(|number| zero >> number & 1 == 0) {
+                    region.zero_at(page + number * PAGE_SIZE, PAGE_SIZE).map_err(out_of_region)?;
+                }
+                // QEMU sends whole pages; anything else is as legal.
+                region.zero_at(page + whole * PAGE_SIZE, len % PAGE_SIZE).map_err(out_of_region)?;
+            }
+            at += step;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    async fn serve(&mut self, server: &mut Server) -> Result<()> {
+        loop {
+            let arrived = poll_fn(|cx| lock(&self.end).poll_command(cx)).await?;
+            let Some(arrived) = arrived else {
+                return Err(Error::PeerMisbehaved {
+                    what: "the source hung up inside a hook window; its own log has the reason"
+                        .into(),
+                });
+            };
+            let action = server.serve(arrived.bytes())?;
+            match &action {
+                Action::ReplyBlocks => self.reply_blocks(server).await?,
+                Action::Register { registrations, repeat } => {
+                    self.register_all(server, registrations, *repeat).await?;
+                }
+                Action::Unregister { slots, repeat } => self.unregister(slots, *repeat).await?,
+                Action::Zero(span) => self.zero(span).await?,
+                Action::Finished => {}
+            }
+            lock(&self.end).done(arrived)?;
+            if action == Action::Finished {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl RamHooks for DestinationHooks {
+    fn report_life(&mut self, alive: Arc<dyn Fn() + Send + Sync>) {
+        lock(&self.end).link.report_life(alive);
+    }
+
+    async fn register_block(&mut self, block: &RamBlockInfo) -> Result<()> {
+        let address = block.region.as_ptr().addr().get() as u64;
+        self.blocks.register(&block.idstr, block.used_length, address)?;
+        self.memory.push(block.clone());
+        Ok(())
+    }
+
+    async fn before_iterate(&mut self, _: WindowReason) -> Result<()> {
+        Err(only_serves())
+    }
+
+    async fn save_pages(&mut self, _: usize, _: u64, _: u64) -> Result<SavePages> {
+        Err(only_serves())
+    }
+
+    async fn after_iterate(&mut self, _: WindowReason) -> Result<()> {
+        Err(only_serves())
+    }
+
+    async fn load_hook(&mut self) -> Result<()> {
+        let mut server = match self.server.take() {
+            Some(server) => server,
+            None => {
+                let blocks = std::mem::take(&mut self.blocks);
+                Server::new(blocks, self.agreed.pin_all, CHUNK_BYTES)?
+            }
+        };
+        let served = self.serve(&mut server).await;
+        self.server = Some(server);
+        served
+    }
+
+    async fn release(&mut self) -> Result<()> {
+        for (_, registered) in self.registered.drain() {
+            registered.deregister().await?;
+        }
+        lock(&self.end).complete = true;
+        Ok(())
+    }
+}
+
+fn only_serves() -> Error {
+    Error::Misuse { what: "rdma: the destination sends no pages".into() }
+}
