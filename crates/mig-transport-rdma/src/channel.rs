@@ -5,7 +5,10 @@
 //!   destination   main: stream in, windows     return path: stream out
 //! ```
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use mig_transport::{
     Capabilities, Channel, ChannelParts, Endpoint, RamHooks, ReceiveHalf, SendHalf,
@@ -32,7 +35,8 @@ pub(crate) fn source(
     let mut force = vec![Arc::clone(main.link.farewell())];
     let main = Arc::new(Mutex::new(main));
     let hooks = SourceHooks::new(Arc::clone(&main), agreed, options);
-    let grace = options.closing_grace;
+    // What comes on the return path says that all was read.
+    let grace = if back.is_some() { Duration::ZERO } else { options.closing_grace };
     let receive = back.map(|link| {
         force.push(Arc::clone(link.farewell()));
         let end = ReceivingEnd::return_path(link, Arc::clone(&options.counters));
@@ -52,12 +56,16 @@ pub(crate) fn destination(
     let endpoint = endpoint(&main);
     let counters = &options.counters;
     let mut force = vec![Arc::clone(main.farewell())];
-    let main = Arc::new(Mutex::new(ReceivingEnd::main(main, Arc::clone(counters))));
+    let main = Arc::new(Mutex::new(ReceivingEnd::main(
+        main,
+        agreed.ours && back.is_none(),
+        Arc::clone(counters),
+    )));
     let hooks = DestinationHooks::new(Arc::clone(&main), agreed, Arc::clone(counters));
     let send = back.map(|link| {
         force.push(Arc::clone(link.farewell()));
         let end = SendingEnd::new(link, Arc::clone(counters));
-        let half = RdmaSendHalf::new(Arc::new(Mutex::new(end)), options.closing_grace);
+        let half = RdmaSendHalf::new(Arc::new(Mutex::new(end)), Duration::ZERO);
         Box::new(half) as Box<dyn SendHalf>
     });
     let receive = Box::new(RdmaReceiveHalf(main)) as Box<dyn ReceiveHalf>;

@@ -219,6 +219,11 @@ impl Link {
         !self.spare.is_empty()
     }
 
+    /// Whether every message has arrived: all buffers are back, but for `kept`.
+    pub(crate) fn all_sent(&self, kept: usize) -> bool {
+        self.spare.len() + kept >= SENDS
+    }
+
     /// A buffer to send from.
     pub(crate) fn take_spare(&mut self) -> Option<Buffer> {
         self.spare.pop()

@@ -27,18 +27,21 @@ pub(crate) struct ReceivingEnd {
     counters: Arc<RdmaCounters>,
     /// All went well; the end needs no ERROR.
     pub(crate) complete: bool,
+    /// The other end is ours and waits for us to hang up.
+    hangs_up_first: bool,
 }
 
 impl ReceivingEnd {
     /// The destination's main connection.
-    pub(crate) fn main(link: Link, counters: Arc<RdmaCounters>) -> Self {
-        Self { link, rule: Receiver::new(RECVS), current: None, counters, complete: false }
+    pub(crate) fn main(link: Link, hangs_up_first: bool, counters: Arc<RdmaCounters>) -> Self {
+        let rule = Receiver::new(RECVS);
+        Self { link, rule, current: None, counters, complete: false, hangs_up_first }
     }
 
     /// The source's return path.
     pub(crate) fn return_path(link: Link, counters: Arc<RdmaCounters>) -> Self {
         let rule = Receiver::return_path(RECVS);
-        Self { link, rule, current: None, counters, complete: false }
+        Self { link, rule, current: None, counters, complete: false, hangs_up_first: false }
     }
 
     /// Says READY if that is possible: early, since the other end may then send while what came is being read.
@@ -58,6 +61,9 @@ impl ReceivingEnd {
                 let frame = Frame::decode(arrived.bytes())?;
                 self.rule.received(frame.header.kind)?;
                 return Poll::Ready(Ok(Some(arrived)));
+            }
+            if self.complete && self.hangs_up_first {
+                return Poll::Ready(Ok(None));
             }
             self.say_ready()?;
             if ready!(self.link.poll_progress(cx))? == Progress::Ended {

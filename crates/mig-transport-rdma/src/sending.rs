@@ -132,6 +132,15 @@ impl SendingEnd {
         }
     }
 
+    /// Sends the stream bytes that were gathered, and waits until the other end's device has them.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        ready!(self.poll_stream(cx))?;
+        while !self.link.all_sent(usize::from(self.filling.is_some())) {
+            ready!(self.poll_progress(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Sends the stream bytes that were gathered.
     pub(crate) fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         if self.fill.filled() == 0 {
@@ -194,16 +203,16 @@ impl AsyncWrite for RdmaSendHalf {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        lock(&self.end).poll_stream(cx).map_err(mig_transport::Error::into_io)
+        lock(&self.end).poll_flush(cx).map_err(mig_transport::Error::into_io)
     }
 
     /// Flushes, and waits for the other end to hang up: hanging up first may cost it what it has not read yet
-    /// (docs/wire/rdma.md §12).
+    /// (docs/wire/rdma.md §12). There is nothing to wait for where it has answered.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let mut end = lock(&this.end);
         if this.closing.is_none() {
-            ready!(end.poll_stream(cx)).map_err(mig_transport::Error::into_io)?;
+            ready!(end.poll_flush(cx)).map_err(mig_transport::Error::into_io)?;
             this.closing = Some(Box::pin(sleep(this.closing_grace)));
         }
         let hung_up = end.poll_hung_up(cx);
