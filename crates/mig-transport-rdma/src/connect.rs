@@ -108,11 +108,18 @@ impl RdmaConnector {
             if let Ok(first) = timeout(BEFORE_RETURN_PATH, ready).await {
                 first?;
             }
-            let back = self.open(address, &request).await.map_err(|error| Error::Io {
+            // A QEMU that wants none just does not answer.
+            let limit = self.options.handshake_deadline;
+            let opening = timeout(limit, self.open(address, &request)).await;
+            let back = opening.unwrap_or_else(|_| {
+                let doing = "waiting for an answer".to_owned();
+                Err(Error::Deadline { doing, after: limit })
+            });
+            let (link, _) = back.map_err(|error| Error::Io {
                 doing: "opening the return path, which the destination must want as well".into(),
                 source: error.into_io(),
             })?;
-            Some(back.0)
+            Some(link)
         } else {
             None
         };

@@ -52,6 +52,8 @@ const FAREWELL: u64 = u64::MAX - 2;
 
 /// How long the words of a farewell get before the connection goes.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long an acknowledgement may come behind the news that the other end hung up.
+const AFTERMATH: Duration = Duration::from_millis(500);
 
 /// A message that came: the buffer it is in, and its length.
 #[derive(Debug)]
@@ -93,6 +95,10 @@ pub(crate) struct Link {
     in_flight: u32,
     max_message: u32,
     ended: bool,
+    /// Messages whose arrival is not known.
+    unsent: u32,
+    /// Once the other end hung up: how long acknowledgements are waited for that may be under way.
+    aftermath: Option<Pin<Box<Sleep>>>,
     /// The reason sticks: what comes later is only its echo.
     failed: Option<String>,
     keepalive: Keepalive,
@@ -146,6 +152,8 @@ impl Preparing {
             in_flight: 0,
             max_message: id.limits()?.max_message_size,
             ended: false,
+            unsent: 0,
+            aftermath: None,
             failed: None,
             keepalive: Keepalive::every(keepalive),
             alive: None,
@@ -219,9 +227,9 @@ impl Link {
         !self.spare.is_empty()
     }
 
-    /// Whether every message has arrived: all buffers are back, but for `kept`.
-    pub(crate) fn all_sent(&self, kept: usize) -> bool {
-        self.spare.len() + kept >= SENDS
+    /// Whether every message has arrived.
+    pub(crate) fn all_sent(&self) -> bool {
+        self.unsent == 0
     }
 
     /// A buffer to send from.
@@ -250,7 +258,11 @@ impl Link {
     /// Sends the first `len` bytes of a buffer.
     pub(crate) fn post_buffer(&mut self, buffer: Buffer, len: usize) -> Result<()> {
         self.check()?;
-        self.queue_pair().post_send(buffer, len, MESSAGE).map_err(|refused| refused.reason.into())
+        self.queue_pair()
+            .post_send(buffer, len, MESSAGE)
+            .map_err(|refused| Error::from(refused.reason))?;
+        self.unsent += 1;
+        Ok(())
     }
 
     /// Posts a RECV again.
@@ -314,6 +326,11 @@ impl Link {
                 return Poll::Ready(Ok(Progress::Some));
             }
             if self.ended {
+                if self.unsent > 0 {
+                    let aftermath =
+                        self.aftermath.get_or_insert_with(|| Box::pin(sleep(AFTERMATH)));
+                    ready!(aftermath.as_mut().poll(cx));
+                }
                 return Poll::Ready(Ok(Progress::Ended));
             }
             ready!(self.keepalive.poll_due(cx));
@@ -339,8 +356,10 @@ impl Link {
 
     fn take_completion(&mut self, completion: WorkCompletion) -> Result<bool> {
         let WorkCompletion { kind, token, status, vendor_error, byte_len, buffer } = completion;
-        if kind == WorkKind::Write && token != PROBE {
-            self.in_flight -= 1;
+        match (kind, token) {
+            (WorkKind::Send, MESSAGE) => self.unsent -= 1,
+            (WorkKind::Write, token) if token != PROBE => self.in_flight -= 1,
+            _ => {}
         }
         match status {
             WorkStatus::Success => {}

@@ -8,13 +8,18 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use mig_transport::{ReceiveHalf, Result};
+use mig_transport::{Error, ReceiveHalf, Result};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
     counters::RdmaCounters,
     link::{Arrived, Link, Progress, RECVS},
-    protocol::{header::Frame, message::Outgoing, ready::Receiver, stream::StreamDrain},
+    protocol::{
+        header::{Frame, Kind},
+        message::Outgoing,
+        ready::Receiver,
+        stream::StreamDrain,
+    },
     sending::{Shared, lock},
 };
 
@@ -29,19 +34,36 @@ pub(crate) struct ReceivingEnd {
     pub(crate) complete: bool,
     /// The other end is ours and waits for us to hang up.
     hangs_up_first: bool,
+    is_return_path: bool,
 }
 
 impl ReceivingEnd {
     /// The destination's main connection.
     pub(crate) fn main(link: Link, hangs_up_first: bool, counters: Arc<RdmaCounters>) -> Self {
         let rule = Receiver::new(RECVS);
-        Self { link, rule, current: None, counters, complete: false, hangs_up_first }
+        Self {
+            link,
+            rule,
+            current: None,
+            counters,
+            complete: false,
+            hangs_up_first,
+            is_return_path: false,
+        }
     }
 
     /// The source's return path.
     pub(crate) fn return_path(link: Link, counters: Arc<RdmaCounters>) -> Self {
         let rule = Receiver::return_path(RECVS);
-        Self { link, rule, current: None, counters, complete: false, hangs_up_first: false }
+        Self {
+            link,
+            rule,
+            current: None,
+            counters,
+            complete: false,
+            hangs_up_first: false,
+            is_return_path: true,
+        }
     }
 
     /// Says READY if that is possible: early, since the other end may then send while what came is being read.
@@ -59,6 +81,9 @@ impl ReceivingEnd {
         loop {
             if let Some(arrived) = self.link.inbox.pop_front() {
                 let frame = Frame::decode(arrived.bytes())?;
+                if self.is_return_path && frame.header.kind == Kind::Ready {
+                    return Poll::Ready(Err(not_a_return_path()));
+                }
                 self.rule.received(frame.header.kind)?;
                 return Poll::Ready(Ok(Some(arrived)));
             }
@@ -131,6 +156,15 @@ impl Drop for ReceivingEnd {
     fn drop(&mut self) {
         let say_error = !self.complete && !self.link.ended() && self.rule.give_up();
         self.link.farewell().say(say_error);
+    }
+}
+
+/// The destination waits for stream bytes on what was to be the way back.
+fn not_a_return_path() -> Error {
+    Error::PeerIncompatible {
+        what: "the destination takes the second connection for another migration: it wants no return path, and both ends \
+               must agree on it"
+            .into(),
     }
 }
 

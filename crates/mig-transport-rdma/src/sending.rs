@@ -135,7 +135,7 @@ impl SendingEnd {
     /// Sends the stream bytes that were gathered, and waits until the other end's device has them.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_stream(cx))?;
-        while !self.link.all_sent(usize::from(self.filling.is_some())) {
+        while !self.link.all_sent() {
             ready!(self.poll_progress(cx))?;
         }
         Poll::Ready(Ok(()))

@@ -87,6 +87,12 @@ impl Registered {
                     bytes + memlock::RESERVE,
                     "a part of guest memory, beside what is locked already",
                 )
+            } else if error.raw_os_error() == Some(libc::EFAULT) {
+                Error::Unavailable {
+                    what: "rdma: guest memory cannot be pinned while the dirty log write-protects it, on a kernel before 6.2"
+                        .into(),
+                    remedy: "use rdma-pin-all, a pinned-memory budget as large as the guest, or a newer kernel".into(),
+                }
             } else {
                 error.into()
             }
@@ -148,7 +154,7 @@ impl SourceHooks {
 
     /// Says what would have to be locked before anything is.
     fn check_memory(&self) -> Result<()> {
-        let total: u64 = self.memory.iter().map(|block| block.used_length).sum();
+        let total = total_bytes(&self.memory);
         if self.agreed.pin_all {
             return memlock::check(total, "all guest memory (rdma-pin-all)");
         }
@@ -163,16 +169,30 @@ impl SourceHooks {
         RegionSlice::new(Arc::clone(&block.region), offset, len).map_err(|_| no_such(span))
     }
 
+    async fn register(&mut self, window: WindowId, span: &Span) -> Result<()> {
+        let memory = self.slice(span)?;
+        let registered =
+            Registered::new(&self.pd, memory, Access::LocalRead, &self.counters).await?;
+        self.local.insert(window, registered);
+        Ok(())
+    }
+
+    /// Kernels before 6.2 pin memory for reading as if it were written. That fails where a dirty log write-protects it, so
+    /// what fits the budget is registered before the log begins: after the exchange of blocks (docs/wire/rdma.md §7). It is
+    /// not done without need, since untouched memory becomes allocated by it.
+    fn must_register_early(&self, total: u64) -> bool {
+        pins_by_writing() && total <= self.config.pinned_budget
+    }
+
     /// RAM_BLOCKS_REQUEST and its answer; with pin-all both ends register everything at the same time.
     async fn exchange(&mut self) -> Result<()> {
         poll_fn(|cx| lock(&self.end).poll_send_message(cx, &Outgoing::RamBlocksRequest)).await?;
         if self.agreed.pin_all {
-            for (block, info) in (0..).zip(&self.memory) {
-                let span = Span { block, offset: 0, len: info.used_length };
-                let memory = self.slice(&span)?;
-                let registered =
-                    Registered::new(&self.pd, memory, Access::LocalRead, &self.counters).await?;
-                self.local.insert(WindowId { block, index: 0 }, registered);
+            let lens = self.memory.iter().map(|block| block.used_length);
+            let spans: Vec<Span> =
+                (0..).zip(lens).map(|(block, len)| Span { block, offset: 0, len }).collect();
+            for span in spans {
+                self.register(WindowId { block: span.block, index: 0 }, &span).await?;
             }
         }
         let arrived = poll_fn(|cx| -> Poll<Result<Arrived>> {
@@ -196,7 +216,12 @@ impl SourceHooks {
             ..Policy::default()
         };
         let mut transfer = Transfer::new(blocks, self.agreed, self.config, policy)?;
-        if self.agreed.pin_all {
+        if !self.agreed.pin_all && self.must_register_early(total_bytes(&self.memory)) {
+            for window in transfer.windows().all().collect::<Vec<_>>() {
+                self.register(window, &transfer.windows().span(window)).await?;
+            }
+        }
+        if !self.local.is_empty() {
             transfer.pinned_here()?;
         }
         self.transfer = Some(transfer);
@@ -208,13 +233,7 @@ impl SourceHooks {
     async fn drive(&mut self, flush: bool) -> Result<()> {
         loop {
             match poll_fn(|cx| self.poll_steps(cx, flush)).await? {
-                Pause::Register { window, span } => {
-                    let memory = self.slice(&span)?;
-                    let registered =
-                        Registered::new(&self.pd, memory, Access::LocalRead, &self.counters)
-                            .await?;
-                    self.local.insert(window, registered);
-                }
+                Pause::Register { window, span } => self.register(window, &span).await?,
                 Pause::Drop { window } => {
                     if let Some(registered) = self.local.remove(&window) {
                         registered.deregister().await?;
@@ -319,6 +338,19 @@ impl RamHooks for SourceHooks {
 
     async fn load_hook(&mut self) -> Result<()> {
         Err(Error::Misuse { what: "rdma: the source serves no hook window".into() })
+    }
+}
+
+fn total_bytes(memory: &[RamBlockInfo]) -> u64 {
+    memory.iter().map(|block| block.used_length).sum()
+}
+
+fn pins_by_writing() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (6, 2),
+        _ => false,
     }
 }
 
