@@ -21,7 +21,7 @@ use crate::{
     failure::{Failure, Outcome},
     flags::{Duration as DurationFlag, RecvFlags},
     inspect::{self, Collector, Report},
-    result,
+    pinning, result,
     standard::{self, Wanted},
     supervise::{Signals, block_on, supervise},
     talk::Talk,
@@ -72,6 +72,14 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
         _ => None,
     };
     standard::check(&address, Wanted { stdin: false, stdout })?;
+    let rdma = address.address().scheme() == "rdma";
+    let pinning = pinning::check(rdma, false, flags.rdma_pinned_memory)?;
+    if flags.require_tls && rdma {
+        return Err(Failure::misuse(format!(
+            "--require-tls: {address} carries the guest's memory in the clear, and TLS cannot change that; use tcp: through \
+             a tunnel, or a network that is trusted"
+        )));
+    }
     if flags.require_tls && is_plaintext_to_others(address.address()) {
         return Err(Failure::misuse(format!(
             "--require-tls: {address} can be reached by others and carries the guest's memory in the clear; listen on \
@@ -84,6 +92,7 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     options.deadlines = patient();
     let mut listen = ListenOptions::default();
     listen.return_path = flags.return_path;
+    listen.rdma_pinned_memory = pinning.at_most;
     // QEMU's exec: gives its command two pipes; stdout is free for answers unless something else was wanted there.
     listen.answer_on_stdout = stdout.is_none() && !flags.no_return_path;
     Ok(Plan { address, keep, options, listen, timeout: flags.timeout.map(|limit| limit.0) })
@@ -168,6 +177,12 @@ pub(crate) fn inspect(
 }
 
 fn warn_if_open(address: &MigrationAddress, talk: &Talk) {
+    if let Address::Rdma(_) = address.address() {
+        talk.warn(&format!(
+            "{address} lets anybody who can reach it write the memory of the guest that is received; RDMA knows neither \
+             encryption nor passwords, so use it on a network that is trusted"
+        ));
+    }
     if is_plaintext_to_others(address.address()) {
         talk.warn(&format!(
             "{address} takes a guest's whole memory, unencrypted, from anybody who can reach this machine; listen on \

@@ -21,6 +21,7 @@ use mig::{
 use crate::{
     failure::{Failure, Outcome},
     flags::SendFlags,
+    pinning,
     recv::parse,
     result,
     standard::{self, Wanted},
@@ -61,6 +62,18 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     };
     let stdin = matches!(from, From::Stdin);
     standard::check(&address, Wanted { stdin, stdout: flags.json.then_some("--json") })?;
+    let pinning = pinning::check(
+        address.address().scheme() == "rdma",
+        flags.rdma_pin_all,
+        flags.rdma_pinned_memory,
+    )?;
+    if stdin && address.address().scheme() == "rdma" {
+        return Err(Failure::misuse(format!(
+            "{address} carries the guest's memory itself, so the memory is brought together before the rest is sent: the \
+             stream is read twice, and stdin can be read only once"
+        ))
+        .next("store the stream in a file and send that, or use a transport that carries the stream alone (tcp:, unix:)"));
+    }
     let mut options = ReplayOptions::default();
     options.return_path = match (flags.return_path, flags.no_return_path) {
         (true, _) => ReturnPathWish::Always,
@@ -73,11 +86,15 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     let mut connect = ConnectOptions::default();
     connect.return_path = flags.return_path;
     connect.answer_on_stdin = flags.return_path && !stdin;
+    connect.rdma_pin_all = pinning.all;
+    connect.rdma_pinned_memory = pinning.at_most;
     Ok(Plan { from, address, options, connect, timeout: flags.timeout.map(|limit| limit.0) })
 }
 
 async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
     let mut signals = Signals::catch()?;
+    // Before the file, which may take long to read: a transport that this machine does not have.
+    let connector = mig::connector(&plan.address, &plan.connect)?;
     let opened = open(&plan.from)?;
     plan.options.stream = opened.stored.inform(plan.options.stream);
     let mut replayer = Replayer::new(plan.options);
@@ -88,7 +105,6 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
         });
     }
     let handle = begun.get_or_init(|| replayer.handle());
-    let connector = mig::connector(&plan.address, &plan.connect)?;
     let progress = talk.progress("sending", opened.len);
     let work = replayer.run(&*connector, opened.input, &opened.name);
     let replayed = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;

@@ -12,6 +12,8 @@
 pub mod bench;
 #[cfg(feature = "file")]
 mod file_sink;
+#[cfg(feature = "rdma")]
+mod rdma_end;
 mod transports;
 
 pub use mig_engine as engine;
@@ -19,9 +21,13 @@ pub use mig_proto as proto;
 pub use mig_ram as ram;
 pub use mig_stream as stream;
 pub use mig_transport as transport;
+#[cfg(feature = "rdma")]
+pub use mig_transport_rdma as rdma;
 
 #[cfg(feature = "file")]
 pub use crate::file_sink::file_sink;
+#[cfg(feature = "rdma")]
+pub use crate::rdma_end::rdma_loopback;
 pub use crate::transports::{ConnectOptions, ListenOptions, connector, listener};
 
 /// The README's example compiles.

@@ -6,23 +6,38 @@
 //!                     └─ …
 //! ```
 
+#[cfg(feature = "rdma")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use mig_transport::{Address, Connector, Error, Listener, MigrationAddress, Result};
 
+#[cfg(feature = "rdma")]
+use crate::rdma_end;
+
 /// What an address does not say, for a source. Start from `ConnectOptions::default()` and change fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConnectOptions {
     /// How long connecting may take, name lookup and every address tried included. Default 30 s.
     pub deadline: Duration,
     /// How long a command may take to end after the end of the stream. Default 10 s.
     pub exit_deadline: Duration,
-    /// `exec:` use both pipes of the command, for a return path. Both ends must agree, so it is off by default.
+    /// Use what `exec:` and `rdma:` have for a return path: both pipes of the command, a second connection. Both ends must
+    /// agree, so it is off by default.
     pub return_path: bool,
     /// `fd:1`: if stdin is a pipe as well, answers come from there. QEMU's `exec:` starts a command like that. Only for
     /// a process whose stdin is nobody else's, so off by default.
     pub answer_on_stdin: bool,
+    /// `rdma:` register all memory of both ends up front (QEMU's `rdma-pin-all`). Off by default: only the memory that is
+    /// being written is registered.
+    pub rdma_pin_all: bool,
+    /// `rdma:` the most bytes of guest memory registered at a time, at each end that can be kept to it. `None`, the
+    /// default, takes a part of what this process may lock. Not with `rdma_pin_all`.
+    pub rdma_pinned_memory: Option<u64>,
+    /// `rdma:` where to count; keep a clone to read it.
+    #[cfg(feature = "rdma")]
+    pub rdma_counters: Arc<mig_transport_rdma::RdmaCounters>,
 }
 
 impl Default for ConnectOptions {
@@ -32,26 +47,44 @@ impl Default for ConnectOptions {
             exit_deadline: EXIT_DEADLINE,
             return_path: false,
             answer_on_stdin: false,
+            rdma_pin_all: false,
+            rdma_pinned_memory: None,
+            #[cfg(feature = "rdma")]
+            rdma_counters: Arc::default(),
         }
     }
 }
 
 /// What an address does not say, for a destination. Start from `ListenOptions::default()` and change fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ListenOptions {
     /// How long a command may take to end after the end of the stream. Default 10 s.
     pub exit_deadline: Duration,
-    /// `exec:` use both pipes of the command, for a return path. Both ends must agree, so it is off by default.
+    /// Use what `exec:` and `rdma:` have for a return path: both pipes of the command, a second connection. Both ends must
+    /// agree, so it is off by default.
     pub return_path: bool,
     /// `fd:0`: if stdout is a pipe as well, answers go there. QEMU's `exec:` starts a command like that. Only for a
     /// process whose stdout is nobody else's, so off by default.
     pub answer_on_stdout: bool,
+    /// `rdma:` the most bytes of guest memory registered at a time, where the source leaves the choice: not with its
+    /// `rdma-pin-all`. `None`, the default, takes a part of what this process may lock.
+    pub rdma_pinned_memory: Option<u64>,
+    /// `rdma:` where to count; keep a clone to read it.
+    #[cfg(feature = "rdma")]
+    pub rdma_counters: Arc<mig_transport_rdma::RdmaCounters>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { exit_deadline: EXIT_DEADLINE, return_path: false, answer_on_stdout: false }
+        Self {
+            exit_deadline: EXIT_DEADLINE,
+            return_path: false,
+            answer_on_stdout: false,
+            rdma_pinned_memory: None,
+            #[cfg(feature = "rdma")]
+            rdma_counters: Arc::default(),
+        }
     }
 }
 
@@ -62,7 +95,8 @@ const EXIT_DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] if the transport is not built in, [`Error::Misuse`] if the address cannot be connected to.
+/// [`Error::Unavailable`] if the transport is not built in or this machine lacks what it stands on,
+/// [`Error::Misuse`] if the address cannot be connected to.
 pub fn connector(
     address: &MigrationAddress,
     options: &ConnectOptions,
@@ -101,6 +135,8 @@ pub fn connector(
         }
         #[cfg(feature = "file")]
         Address::File(file) => Ok(Box::new(mig_transport_file::FileConnector::new(target(file)))),
+        #[cfg(feature = "rdma")]
+        Address::Rdma(inet) => Ok(Box::new(rdma_end::connector(inet, options)?)),
         other => Err(not_built_in(other)),
     }
 }
@@ -109,7 +145,8 @@ pub fn connector(
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`] if the transport is not built in, [`Error::Misuse`] if the address cannot be bound.
+/// [`Error::Unavailable`] if the transport is not built in or this machine lacks what it stands on,
+/// [`Error::Misuse`] if the address cannot be bound.
 ///
 /// # Cancel safety
 ///
@@ -149,6 +186,8 @@ pub async fn listener(
         }
         #[cfg(feature = "file")]
         Address::File(file) => Ok(Box::new(mig_transport_file::FileListener::new(target(file)))),
+        #[cfg(feature = "rdma")]
+        Address::Rdma(inet) => Ok(Box::new(rdma_end::listener(inet, options).await?)),
         other => Err(not_built_in(other)),
     }
 }
@@ -157,10 +196,7 @@ fn not_built_in(address: &Address) -> Error {
     let scheme = address.scheme();
     Error::Unavailable {
         what: format!("{scheme}: is not built into this program"),
-        remedy: match scheme {
-            "rdma" => "use tcp: until it is".into(),
-            _ => format!("build it with the cargo feature \"{scheme}\""),
-        },
+        remedy: format!("build it with the cargo feature \"{scheme}\""),
     }
 }
 

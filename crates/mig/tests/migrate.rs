@@ -20,6 +20,8 @@ fn plan(transport: &str, memory: Memory) -> RunPlan {
         memory,
         parameters: Parameters::default(),
         placing: PlacementOptions::default(),
+        rdma_pin_all: false,
+        rdma_pinned_memory: None,
     }
 }
 

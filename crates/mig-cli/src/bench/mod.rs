@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::{
     failure::{Failure, Outcome},
     flags::BenchFlags,
+    pinning,
     supervise::{Signals, block_on},
     talk::{Progress, Talk},
 };
@@ -87,6 +88,8 @@ fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
         compressible_percent: flags.compressible,
         seed: SEED,
     };
+    let rdma = transports.iter().any(|transport| transport.scheme() == "rdma");
+    let pinning = pinning::check(rdma, flags.rdma_pin_all, flags.rdma_pinned_memory)?;
     let memory = if flags.warm { Memory::Warm } else { Memory::Cold };
     let runs = flags.runs as usize;
     Ok(transports
@@ -99,6 +102,8 @@ fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
             memory,
             parameters: parameters.clone(),
             placing: PlacementOptions::default(),
+            rdma_pin_all: pinning.all,
+            rdma_pinned_memory: pinning.at_most,
         })
         .collect())
 }

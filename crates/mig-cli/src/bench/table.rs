@@ -33,11 +33,13 @@ fn word(status: RunStatus) -> &'static str {
     }
 }
 
-/// The whole table, a row a run.
+/// The whole table, a row a run. Columns that only some transports fill are there when one of them ran.
 pub(super) fn render(report: &BenchReport) -> String {
+    let completed = || report.runs.iter().filter(|run| run.status == RunStatus::Completed);
+    let registers = completed().any(|run| run.registration.is_some());
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header([
+    let mut header = vec![
         "transport",
         "throughput",
         "seconds",
@@ -45,17 +47,20 @@ pub(super) fn render(report: &BenchReport) -> String {
         "\ndestination",
         "rounds",
         "downtime\nof goal ms",
-        "memory",
-    ]);
-    for index in 1..7 {
+    ];
+    if registers {
+        header.extend(["registered\nsource", "\ndestination", "control\nround trips"]);
+    }
+    let numbers = 1..header.len();
+    header.push("memory");
+    table.set_header(header);
+    for index in numbers {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    for run in &report.runs {
-        if run.status == RunStatus::Completed {
-            table.add_row(row(run));
-        }
+    for run in completed() {
+        table.add_row(row(run, registers));
     }
     let mut text = table.trim_fmt();
     for run in report.runs.iter().filter(|run| run.status != RunStatus::Completed) {
@@ -65,8 +70,8 @@ pub(super) fn render(report: &BenchReport) -> String {
     text
 }
 
-fn row(run: &RunReport) -> [String; 8] {
-    [
+fn row(run: &RunReport, registers: bool) -> Vec<String> {
+    let mut cells = vec![
         run.transport.clone(),
         format!("{}/s", BinaryBytes(run.throughput_bytes_per_sec as u64)),
         format!("{:.2}", run.seconds),
@@ -74,10 +79,78 @@ fn row(run: &RunReport) -> [String; 8] {
         format!("{:.2}", run.destination_cpu_per_gib()),
         run.rounds.to_string(),
         format!("{:.1} of {}", run.downtime_ms, run.downtime_limit_ms),
-        match (run.verified, run.confirmed) {
-            (true, true) => "verified".into(),
-            (true, false) => "verified, unconfirmed".into(),
-            (false, _) => "not verified".into(),
-        },
-    ]
+    ];
+    if registers {
+        cells.extend(match &run.registration {
+            Some(registration) => [
+                BinaryBytes(registration.source_registered_bytes).to_string(),
+                BinaryBytes(registration.destination_registered_bytes).to_string(),
+                registration.control_round_trips.to_string(),
+            ],
+            None => [const { String::new() }; 3],
+        });
+    }
+    cells.push(match (run.verified, run.confirmed) {
+        (true, true) => "verified".into(),
+        (true, false) => "verified, unconfirmed".into(),
+        (false, _) => "not verified".into(),
+    });
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use mig::bench::{Machine, Registration};
+
+    use super::*;
+
+    fn run(transport: &str, registration: Option<Registration>) -> RunReport {
+        RunReport {
+            transport: transport.into(),
+            uri: String::new(),
+            channels: 1,
+            status: RunStatus::Completed,
+            reason: None,
+            verified: true,
+            confirmed: true,
+            warm: false,
+            ram_bytes: 1 << 30,
+            wire_bytes: 1 << 30,
+            seconds: 1.0,
+            throughput_bytes_per_sec: (1u64 << 30) as f64,
+            source_cpu_seconds: 0.25,
+            destination_cpu_seconds: 0.5,
+            rounds: 3,
+            normal_pages: 1 << 18,
+            zero_pages: 0,
+            downtime_ms: 1.0,
+            downtime_limit_ms: 300,
+            dirty_tracking: None,
+            placement: None,
+            registration,
+        }
+    }
+
+    fn table(runs: Vec<RunReport>) -> String {
+        render(&BenchReport { machine: Machine::here(), runs })
+    }
+
+    #[test]
+    fn columns_of_registered_memory_come_with_a_transport_that_has_it() {
+        let alone = table(vec![run("tcp", None)]);
+        assert!(!alone.contains("registered"), "{alone}");
+        let registration = Registration {
+            rdma_pin_all: false,
+            source_registered_bytes: 64 << 20,
+            destination_registered_bytes: 128 << 20,
+            control_round_trips: 4321,
+        };
+        let both = table(vec![run("tcp", None), run("rdma", Some(registration))]);
+        assert!(both.contains("registered") && both.contains("round trips"), "{both}");
+        let line = |name: &str| both.lines().find(|line| line.trim().starts_with(name)).unwrap();
+        for figure in ["64.00 MiB", "128.00 MiB", "4321"] {
+            assert!(line("rdma").contains(figure), "{both}");
+            assert!(!line("tcp").contains(figure), "{both}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! trying would change something or needs a far end, the kernel's own files are read. Nothing stays behind.
 
 mod memory;
+mod rdma;
 mod report;
 mod system;
 mod transports;
@@ -24,7 +25,7 @@ pub(crate) fn run(flags: &DoctorFlags) -> Outcome {
     let mut checks = block_on(async { Ok(transports::checks().await) })?;
     checks.extend(memory::checks());
     checks.extend(system::checks());
-    let report = Report { machine: system::machine(), checks };
+    let report = Report { machine: system::machine(), checks, rdma: rdma::look() };
     let written = match flags.json {
         true => serde_json::to_string_pretty(&report)
             .map_err(io::Error::from)
@@ -59,5 +60,6 @@ fn list(out: &mut dyn Write, report: &Report) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    writeln!(out, "\nRDMA")?;
+    rdma::list(out, &report.rdma)
 }

@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
+use crate::doctor::rdma::Rdma;
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) checks: Vec<Check>,
+    pub(crate) rdma: Rdma,
 }
 
 #[derive(Debug, Serialize)]

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::IntoRawFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process,
     time::{Duration, Instant},
 };
@@ -33,7 +33,7 @@ pub(crate) async fn checks() -> Vec<Check> {
         check("exec", exec(&path("from-exec")).await),
         check("file", file(&path("stream")).await),
     ];
-    checks.push(rdma());
+    checks.push(check("rdma", rdma().await));
     checks
 }
 
@@ -61,6 +61,7 @@ fn remedy(name: &str) -> &'static str {
         "tcp (IPv6)" => "enable IPv6 on loopback (sysctl net.ipv6.conf.lo.disable_ipv6=0)",
         "vsock" => "modprobe vsock_loopback; to reach guests: modprobe vhost_vsock",
         "exec" => "install a shell as /bin/sh",
+        "rdma" => "see the section RDMA below, and the firewall of the device's network interface",
         "file" => "set TMPDIR to a folder that can be written",
         _ => "see whether a sandbox forbids it",
     }
@@ -68,11 +69,15 @@ fn remedy(name: &str) -> &'static str {
 
 /// Listens, connects, and talks both ways.
 async fn both(uri: &str) -> Result<String> {
+    connected(uri, &ListenOptions::default(), &ConnectOptions::default()).await
+}
+
+async fn connected(uri: &str, listen: &ListenOptions, connect: &ConnectOptions) -> Result<String> {
     let address = MigrationAddress::parse(uri)?;
     bounded(uri, async {
-        let mut listener = mig::listener(&address, &ListenOptions::default()).await?;
+        let mut listener = mig::listener(&address, listen).await?;
         let at = listener.local_addresses().first().cloned().unwrap_or_else(|| uri.to_owned());
-        let connector = mig::connector(&MigrationAddress::parse(&at)?, &ConnectOptions::default())?;
+        let connector = mig::connector(&MigrationAddress::parse(&at)?, connect)?;
         let (source, destination) = tokio::join!(connector.connect(), listener.accept());
         let (mut source, mut destination) = (source?, destination?);
         talk(&mut source, &mut destination).await?;
@@ -123,36 +128,14 @@ async fn file(path: &str) -> Result<String> {
     .await
 }
 
-/// Not built in; still it is worth knowing what the machine has.
-fn rdma() -> Check {
-    let devices = std::fs::read_dir("/sys/class/infiniband")
-        .map(|entries| {
-            entries
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .collect::<Vec<_>>()
-        })
-        .unwrap_or_default();
-    let device = match devices.as_slice() {
-        [] => "no RDMA device".to_owned(),
-        some => format!("RDMA devices: {}", some.join(", ")),
+/// Over a device of this machine, with a return path: two connections.
+async fn rdma() -> Result<String> {
+    let Some(uri) = mig::rdma_loopback()? else {
+        return Ok("a port is active; its IP address is not known, so it was not tried".into());
     };
-    let node = Path::new("/dev/infiniband").exists();
-    let libraries = ["libibverbs.so.1", "librdmacm.so.1"].map(|name| {
-        let found = library(name);
-        format!("{name} {}", if found { "installed" } else { "not installed" })
-    });
-    let nodes = if node { "/dev/infiniband present" } else { "no /dev/infiniband" };
-    let detail =
-        format!("not built into this version; {device}, {nodes}, {}", libraries.join(", "));
-    Check::missing(Group::Transport, "rdma", detail, "use tcp: until a version has it")
-}
-
-fn library(name: &str) -> bool {
-    let multiarch = format!("{}-linux-gnu", std::env::consts::ARCH);
-    ["/usr/lib64", "/usr/lib", "/lib64", "/lib", "/usr/local/lib"]
-        .iter()
-        .flat_map(|folder| [PathBuf::from(folder), Path::new(folder).join(&multiarch)])
-        .any(|folder| folder.join(name).exists())
+    let (mut listen, mut connect) = (ListenOptions::default(), ConnectOptions::default());
+    (listen.return_path, connect.return_path) = (true, true);
+    connected(&uri, &listen, &connect).await
 }
 
 fn abstract_name() -> String {
@@ -162,14 +145,17 @@ fn abstract_name() -> String {
     )
 }
 
+/// Both at once: over rdma nothing is sent before the other end waits for it.
 async fn talk(from: &mut Channel, to: &mut Channel) -> Result<()> {
-    let failed = |doing: &str, error| Error::io(doing, error);
-    let mut sender = from.take_sender()?;
-    let mut receiver = to.take_receiver()?;
-    sender.write_all(HELLO).await.map_err(|error| failed("writing", error))?;
-    sender.flush().await.map_err(|error| failed("writing", error))?;
+    let (mut sender, mut receiver) = (from.take_sender()?, to.take_receiver()?);
+    let said = async {
+        sender.write_all(HELLO).await?;
+        sender.flush().await
+    };
     let mut got = [0; HELLO.len()];
-    receiver.read_exact(&mut got).await.map_err(|error| failed("reading", error))?;
+    let (said, heard) = tokio::join!(said, receiver.read_exact(&mut got));
+    said.map_err(|error| Error::io("writing", error))?;
+    heard.map_err(|error| Error::io("reading", error))?;
     if got != HELLO {
         return Err(Error::PeerMisbehaved { what: "other bytes came than were sent".into() });
     }

@@ -12,6 +12,8 @@ Examples:
       mig bench
   One gigabyte over tcp and unix, five times each, with a guest that writes 200 MiB a second:
       mig bench --transport tcp --transport unix --size 1GiB --dirty-rate 200MiB/s --runs 5
+  RDMA next to tcp, at the address of an RDMA device's network interface (port 0: any):
+      mig bench --transport tcp --transport rdma:192.0.2.1:0
   Numbers for a script:
       mig bench --json -";
 
@@ -62,6 +64,14 @@ pub(crate) struct BenchFlags {
     /// How long the guest may stand still at the end
     #[arg(long, value_name = "DURATION")]
     pub(crate) downtime_limit: Option<crate::flags::Duration>,
+
+    /// rdma: register all memory of both ends up front (QEMU's `rdma-pin-all`)
+    #[arg(long, conflicts_with = "rdma_pinned_memory")]
+    pub(crate) rdma_pin_all: bool,
+
+    /// rdma: register at most this much memory at a time at each end; default: a part of what may be locked here
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rdma_pinned_memory: Option<Size>,
 
     /// Where to write the results as JSON; `-` is stdout
     #[arg(long, value_name = "FILE")]

@@ -33,8 +33,9 @@ Exit codes:
   6  this machine lacks what was asked for
 
 Addresses are QEMU's migration URIs: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:N, exec:COMMAND,
-file:PATH[,offset=N], or its JSON channel objects. Sizes: 512MiB (2^20), 512MB (10^6), bare numbers
-are bytes. Rates: 200MiB/s. Durations: 10s, 300ms, bare numbers are milliseconds.";
+file:PATH[,offset=N], rdma:HOST:PORT, or its JSON channel objects. Sizes: 512MiB (2^20), 512MB
+(10^6), bare numbers are bytes. Rates: 200MiB/s. Durations: 10s, 300ms, bare numbers are
+milliseconds.";
 
 /// Live migration's transport layer: QEMU's wire format over any transport, by URI.
 ///

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::Duration;
+use crate::flags::{Duration, Size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,12 +15,14 @@ Examples:
       (qemu) migrate \"exec:mig recv fd:0 --save vm.mig\"
   Straight into a second QEMU, without a file:
       mig recv unix:/run/mig.sock --save - | qemu-system-x86_64 … -incoming fd:0
+  From a QEMU's memory by RDMA; the address is that of an RDMA device's network interface:
+      mig recv rdma:192.0.2.1:4444 --save vm.mig
   Only verify that a stream is sound, and throw it away:
       mig recv tcp:[::1]:4444
 
 The file appears under its name only when everything was received and is on the disk; only then
 is the source told that it may let go of its guest. It loads in a QEMU of the same machine type,
-by file: and by exec:cat.";
+by file: and by exec:cat. Over rdma the guest's memory is held here until it is complete.";
 
 /// Be a migration destination: keep everything received as one QEMU-loadable file.
 ///
@@ -35,7 +37,7 @@ pub(crate) struct RecvFlags {
     #[arg(long, value_name = "FILE")]
     pub(crate) save: Option<PathBuf>,
 
-    /// Answer on the same channel where that is not the rule (exec, pipes); the source must have `return-path` on
+    /// Answer where that is not the rule (exec, pipes, rdma); the source must have `return-path` on
     #[arg(long, overrides_with = "no_return_path")]
     pub(crate) return_path: bool,
 
@@ -47,11 +49,16 @@ pub(crate) struct RecvFlags {
     #[arg(long)]
     pub(crate) switchover_ack: bool,
 
+    /// rdma: register at most this much memory at a time, unless the source wants all of it pinned; default: a
+    /// part of what may be locked here
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rdma_pinned_memory: Option<Size>,
+
     /// Give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
 
-    /// Do not listen on an address that others can reach without TLS (which is not built in yet)
+    /// Do not listen on an address that others can reach without TLS (which is not built in yet, and rdma has none)
     #[arg(long)]
     pub(crate) require_tls: bool,
 

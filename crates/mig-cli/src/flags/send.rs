@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, Rate};
+use crate::flags::{Duration, Rate, Size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,10 +15,15 @@ Examples:
       qemu-system-x86_64 … -incoming \"exec:mig send vm.mig fd:1\"
   From a pipe, at a tenth of a gigabyte a second:
       zstdcat vm.mig.zst | mig send - tcp:otherhost:4444 --max-bandwidth 100MB/s
+  Over RDMA, with an answer; the destination's QEMU has the capability `return-path` on too:
+      mig send vm.mig rdma:192.0.2.1:4444 --return-path
 
 Where the transport can carry answers (tcp, unix, vsock, socket fds), the destination is asked to
-confirm, and success is reported only after it did. Elsewhere (file, pipes, exec) the report says
-\"sent, not confirmed\".";
+confirm, and success is reported only after it did. Elsewhere (file, pipes, exec and rdma without
+--return-path) the report says \"sent, not confirmed\".
+
+Over rdma each page is sent once: the guest's memory is brought together here first, so FILE must
+be a file, and this machine needs as much free memory as the guest has.";
 
 /// Be a migration source: replay a saved file to any QEMU-compatible destination.
 #[derive(Debug, Args)]
@@ -30,7 +35,7 @@ pub(crate) struct SendFlags {
     /// Where the destination waits: a migration URI
     pub(crate) uri: String,
 
-    /// Ask for confirmation where that is not the rule (exec, pipes); both ends must agree there
+    /// Ask for confirmation where that is not the rule (exec, pipes, rdma); both ends must agree there
     #[arg(long, overrides_with = "no_return_path")]
     pub(crate) return_path: bool,
 
@@ -41,6 +46,14 @@ pub(crate) struct SendFlags {
     /// Write no faster than this; 0 is unlimited
     #[arg(long, value_name = "RATE")]
     pub(crate) max_bandwidth: Option<Rate>,
+
+    /// rdma: register all memory of both ends up front (QEMU's `rdma-pin-all`), not just what is being written
+    #[arg(long, conflicts_with = "rdma_pinned_memory")]
+    pub(crate) rdma_pin_all: bool,
+
+    /// rdma: register at most this much memory at a time; default: a part of what may be locked here
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rdma_pinned_memory: Option<Size>,
 
     /// Give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]

@@ -33,4 +33,17 @@ fn the_table_is_for_people() {
     assert!(
         text.contains("transports") && text.contains("guest memory") && text.contains("system")
     );
+    assert!(text.contains("\nRDMA\n") && text.contains("RLIMIT_MEMLOCK"), "{text}");
+}
+
+#[test]
+fn rdma_is_there_or_the_reason_and_the_remedy_are() {
+    let output = run(&mut mig(&["doctor", "--json"]));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rdma = &report["rdma"];
+    match rdma["available"].as_bool().unwrap() {
+        true => assert!(!rdma["devices"].as_array().unwrap().is_empty(), "{rdma}"),
+        false => assert!(rdma["reason"].is_string() && rdma["remedy"].is_string(), "{rdma}"),
+    }
+    assert!(rdma["memory_lock"]["exempt"].is_boolean(), "{rdma}");
 }

@@ -52,6 +52,15 @@ fn wrong_usage_is_exit_code_2() {
         &["recv", "fd:0,1", "--json"],
         &["recv", "tcp:0.0.0.0:0", "--require-tls"],
         &["send", "-", "fd:0"],
+        &["send", "-", "rdma:192.0.2.1:4444"],
+        &["send", "a.mig", "tcp:127.0.0.1:1", "--rdma-pin-all"],
+        &["send", "a.mig", "tcp:127.0.0.1:1", "--rdma-pinned-memory", "1GiB"],
+        &["send", "a.mig", "rdma:192.0.2.1:1", "--rdma-pin-all", "--rdma-pinned-memory", "1GiB"],
+        &["send", "a.mig", "rdma:192.0.2.1:1", "--rdma-pinned-memory", "4KiB"],
+        &["recv", "rdma:192.0.2.1:0", "--rdma-pinned-memory", "4KiB"],
+        &["recv", "rdma:192.0.2.1:0", "--require-tls"],
+        &["recv", "tcp:127.0.0.1:0", "--rdma-pinned-memory", "1GiB"],
+        &["bench", "--transport", "unix", "--rdma-pin-all"],
         &["send", "/nonexistent/a.mig", "exec:cat"],
         &["send", "/", "exec:cat"],
         &["inspect", "/nonexistent/a.mig"],
@@ -83,12 +92,6 @@ fn wrong_addresses_show_the_right_form() {
         let said = stderr(&output);
         assert!(said.contains(hint), "{uri}: {said}");
     }
-}
-
-#[test]
-fn what_is_not_built_in_is_unavailable() {
-    let output = run(&mut mig(&["recv", "rdma:127.0.0.1:4444"]));
-    assert_exit(&output, 6);
 }
 
 #[test]

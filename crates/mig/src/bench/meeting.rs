@@ -8,13 +8,13 @@ use tempfile::TempDir;
 /// A transport to be measured: a scheme, with an address of our own choice, or an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// `tcp`, `unix`, `vsock`, `fd`, `exec` or `file`, at an address that this machine can meet itself at.
+    /// `tcp`, `unix`, `vsock`, `fd`, `exec`, `file` or `rdma`, at an address that this machine can meet itself at.
     Scheme(&'static str),
     /// Where the destination listens; `tcp:[::1]:0`.
     Address(MigrationAddress),
 }
 
-const SCHEMES: [&str; 6] = ["tcp", "unix", "fd", "exec", "file", "vsock"];
+const SCHEMES: [&str; 7] = ["tcp", "unix", "fd", "exec", "file", "vsock", "rdma"];
 
 impl Transport {
     /// Every transport there is, in the order of the report.
@@ -51,9 +51,11 @@ impl FromStr for Transport {
             what: format!("{error}; or one of the schemes {}", SCHEMES.join(", ")),
         })?;
         match address.address() {
-            Address::Inet(_) | Address::Unix(_) | Address::Vsock(_) | Address::File(_) => {
-                Ok(Self::Address(address))
-            }
+            Address::Inet(_)
+            | Address::Unix(_)
+            | Address::Vsock(_)
+            | Address::File(_)
+            | Address::Rdma(_) => Ok(Self::Address(address)),
             other => Err(Error::Misuse {
                 what: format!(
                     "{text}: a benchmark needs both ends; for this transport give just the scheme, `{}`",
@@ -114,6 +116,7 @@ impl Meeting {
             "tcp" => meet("tcp:127.0.0.1:0".into(), None, None),
             // CID 1 is the machine itself.
             "vsock" => meet("vsock:1:4444".into(), None, None),
+            "rdma" => meet(rdma_here()?, None, None),
             "unix" => {
                 let folder = folder()?;
                 let path = folder.path().join("socket");
@@ -166,6 +169,24 @@ impl Meeting {
     }
 }
 
+/// An address of one of this machine's RDMA devices: the connection manager does not loop back over 127.0.0.1 on all.
+#[cfg(feature = "rdma")]
+fn rdma_here() -> Result<String> {
+    match crate::rdma_loopback()? {
+        Some(uri) => Ok(uri),
+        None => Err(Error::Unavailable {
+            what: "no active RDMA port tells its IP address".into(),
+            remedy: "name the address of its network interface, as in rdma:192.0.2.1:0".into(),
+        }),
+    }
+}
+
+#[cfg(not(feature = "rdma"))]
+fn rdma_here() -> Result<String> {
+    // The front door says that it is not built in.
+    Ok("rdma:127.0.0.1:0".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +197,8 @@ mod tests {
         let address: Transport = "tcp:[::1]:0".parse().unwrap();
         assert_eq!(address.scheme(), "tcp");
         assert_eq!(address.to_string(), "tcp:[::1]:0");
+        assert_eq!("rdma".parse::<Transport>().unwrap(), Transport::Scheme("rdma"));
+        assert_eq!("rdma:192.0.2.1:4444".parse::<Transport>().unwrap().scheme(), "rdma");
     }
 
     #[test]

@@ -17,6 +17,6 @@ mod run;
 pub use self::{
     guest::{SyntheticGuest, Workload},
     meeting::Transport,
-    report::{BenchReport, Machine, RunReport, RunStatus},
+    report::{BenchReport, Machine, Registration, RunReport, RunStatus},
     run::{Handles, Memory, RunPlan, run},
 };

@@ -90,7 +90,8 @@ pub struct RunReport {
     pub seconds: f64,
     /// Wire bytes over these seconds.
     pub throughput_bytes_per_sec: f64,
-    /// CPU seconds of the source's threads, the guest's own not counted.
+    /// CPU seconds of the source's threads, the guest's own not counted. What the kernel does for nobody in particular
+    /// (interrupts, a software RDMA device) is not in it.
     pub source_cpu_seconds: f64,
     /// CPU seconds of the destination's threads.
     pub destination_cpu_seconds: f64,
@@ -110,6 +111,22 @@ pub struct RunReport {
     /// How pages were brought into the destination's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<String>,
+    /// What only a transport with registered memory has.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<Registration>,
+}
+
+/// Registered memory and what its negotiation cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Registration {
+    /// All memory was to be registered up front.
+    pub rdma_pin_all: bool,
+    /// The most bytes of guest memory registered at a time at the source.
+    pub source_registered_bytes: u64,
+    /// The same at the destination.
+    pub destination_registered_bytes: u64,
+    /// Control messages, of both ends, that waited for the other end to be ready.
+    pub control_round_trips: u64,
 }
 
 impl RunReport {

@@ -2,7 +2,11 @@
 
 use std::{
     future::Future,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -15,7 +19,7 @@ use mig_transport_fd::{Descriptor, FdConnector, FdEnds, FdListener};
 use super::{
     guest::{SyntheticGuest, Workload},
     meeting::{Ends, Meeting, Transport},
-    report::{RunReport, RunStatus},
+    report::{Registration, RunReport, RunStatus},
 };
 use crate::transports::{ConnectOptions, ListenOptions, connector, listener};
 
@@ -24,6 +28,9 @@ const COMPARE_BYTES: usize = 1 << 20;
 
 /// How long the destination may take to listen.
 const LISTEN: Duration = Duration::from_secs(30);
+
+/// How long what a run left behind may take to end.
+const LEAVING: Duration = Duration::from_secs(10);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -52,6 +59,10 @@ pub struct RunPlan {
     pub parameters: Parameters,
     /// How the destination places pages.
     pub placing: PlacementOptions,
+    /// `rdma:` register all memory up front.
+    pub rdma_pin_all: bool,
+    /// `rdma:` the most bytes of memory registered at a time at each end; `None` leaves it to the transport.
+    pub rdma_pinned_memory: Option<u64>,
 }
 
 /// Both ends' handles, to watch or cancel a run.
@@ -104,6 +115,7 @@ pub fn run(plan: &RunPlan, started: impl FnOnce(Handles)) -> RunReport {
         downtime_limit_ms: plan.parameters.downtime_limit,
         dirty_tracking: None,
         placement: None,
+        registration: None,
     };
     if let Err(failure) = measure(plan, started, &mut report) {
         let (status, reason) = explain(&*failure);
@@ -155,10 +167,16 @@ fn measure(
     let handles = Handles { source: source.handle(), destination: destination.handle() };
     started(handles.clone());
 
-    let (sent, received) = meet(meeting, &mut source, &mut destination, &handles, report)?;
+    let options = options(plan, &meeting);
+    let met = meet(meeting, &options, &mut source, &mut destination, &handles, report);
+    report.registration = registration(plan, &options);
+    let (sent, received) = met?;
     report.seconds = sent.seconds;
     report.source_cpu_seconds = sent.cpu_seconds;
-    report.destination_cpu_seconds = received.cpu_seconds;
+    // Pages may be placed by a thread of the placer's own.
+    let placing = destination.placement().map(|placement| placement.statistics().copying_cpu);
+    report.destination_cpu_seconds =
+        received.cpu_seconds + placing.unwrap_or_default().as_secs_f64();
     let outcome = match (sent.outcome, received.outcome) {
         (Ok(outcome), Ok(_)) => outcome,
         (Err(error), Err(other)) => return Err(Box::new(root_cause(error, other))),
@@ -209,9 +227,44 @@ fn touch(ram: &RegionSlice) {
     }
 }
 
+/// What both ends are told beside the address.
+fn options(plan: &RunPlan, meeting: &Meeting) -> (ListenOptions, ConnectOptions) {
+    let (mut listen, mut connect) = (ListenOptions::default(), ConnectOptions::default());
+    // Only for transports where both ends must agree; the others have it or not.
+    (listen.return_path, connect.return_path) = (meeting.return_path, meeting.return_path);
+    (listen.rdma_pinned_memory, connect.rdma_pinned_memory) =
+        (plan.rdma_pinned_memory, plan.rdma_pinned_memory);
+    connect.rdma_pin_all = plan.rdma_pin_all;
+    (listen, connect)
+}
+
+/// What a transport with registered memory counted.
+#[cfg(feature = "rdma")]
+fn registration(
+    plan: &RunPlan,
+    (listen, connect): &(ListenOptions, ConnectOptions),
+) -> Option<Registration> {
+    let (source, destination) = (&connect.rdma_counters, &listen.rdma_counters);
+    (plan.transport.scheme() == "rdma").then(|| Registration {
+        rdma_pin_all: plan.rdma_pin_all,
+        source_registered_bytes: source.registered_peak_bytes(),
+        destination_registered_bytes: destination.registered_peak_bytes(),
+        control_round_trips: source.round_trips() + destination.round_trips(),
+    })
+}
+
+#[cfg(not(feature = "rdma"))]
+fn registration(
+    _plan: &RunPlan,
+    _options: &(ListenOptions, ConnectOptions),
+) -> Option<Registration> {
+    None
+}
+
 /// Lets both ends meet; fails only if they never did.
 fn meet(
     meeting: Meeting,
+    options: &(ListenOptions, ConnectOptions),
     source: &mut Source,
     destination: &mut Destination,
     handles: &Handles,
@@ -231,12 +284,12 @@ fn meet(
         }
         Ends::Addresses { ref listen, ref connect } => (listen.clone(), connect.clone()),
     };
-    let (listen_options, connect_options) = (ListenOptions::default(), ConnectOptions::default());
+    let (listen_options, connect_options) = options;
     let listen = MigrationAddress::parse(&listen)?;
-    let listening = async { listener(&listen, &listen_options).await };
+    let listening = async { listener(&listen, listen_options).await };
     if one_after_the_other {
         report.uri = listen.to_string();
-        let sent = source_end(source, connector(&listen, &connect_options))?;
+        let sent = source_end(source, connector(&listen, connect_options))?;
         if sent.outcome.is_err() {
             return Err(sent.outcome.map_or_else(Box::new, |_| unreachable!("it failed")) as _);
         }
@@ -252,7 +305,7 @@ fn meet(
             let at = connect.or_else(|| bound.into_iter().next()).unwrap_or_default();
             uri = at.clone();
             let at = MigrationAddress::parse(&at)?;
-            source_end(source, connector(&at, &connect_options))
+            source_end(source, connector(&at, connect_options))
         },
         handles,
     );
@@ -315,11 +368,25 @@ fn source_end(
 fn on_runtime(
     job: impl Future<Output = Result<Result<Outcome, mig_engine::Error>, Failure>>,
 ) -> Result<End, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Work that blocks (registering memory, writing files) is done by threads of the runtime, which count too.
+    let helped = Arc::new(AtomicU64::new(0));
+    let helper = Arc::clone(&helped);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_stop(move || {
+            let nanos = u64::try_from(thread_cpu().as_nanos()).unwrap_or(u64::MAX);
+            helper.fetch_add(nanos, Ordering::Relaxed);
+        })
+        .build()?;
     let before = thread_cpu();
-    let outcome = runtime.block_on(job)?;
+    let outcome = runtime.block_on(job);
+    let own = thread_cpu() - before;
+    // Waits for what was abandoned, with a bound: it may hang in the operating system.
+    runtime.shutdown_timeout(LEAVING);
+    let outcome = outcome?;
     let seconds = outcome.as_ref().map_or(0.0, |outcome| outcome.total.as_secs_f64());
-    Ok(End { outcome, seconds, cpu_seconds: (thread_cpu() - before).as_secs_f64() })
+    let cpu = own + Duration::from_nanos(helped.load(Ordering::Relaxed));
+    Ok(End { outcome, seconds, cpu_seconds: cpu.as_secs_f64() })
 }
 
 /// CPU time of this thread, system calls included.
