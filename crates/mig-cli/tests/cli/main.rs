@@ -6,6 +6,7 @@ mod bench;
 mod doctor;
 mod failing;
 mod inspect;
+mod rdma;
 mod support;
 mod transfer;
 mod usage;
