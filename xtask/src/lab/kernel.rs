@@ -1,8 +1,10 @@
 //! A kernel with RDMA for the lab: the distribution's package, downloaded and unpacked once, never installed.
 //!
 //! ```text
-//!   apt-cache depends linux-image-amd64 ──name──▶ apt-get download ─▶ dpkg -x ─▶ depmod ─▶ target/lab/kernel/
+//!   apt-cache depends linux-image-… ──name──▶ apt-get download ─▶ dpkg -x ─▶ depmod ─▶ target/lab/kernel-…/
 //! ```
+//! The first of [`WANTED`] that apt offers is taken; `MIG_LAB_KERNEL` names another package.
+//!
 //! On failure nothing is left that looks complete, since the directory gets its name last.
 
 use std::fs;
@@ -12,8 +14,9 @@ use std::process::Command;
 use super::files;
 use crate::provide::{self, Network, run_quietly};
 
-/// The package that always depends on the newest kernel.
-const NEWEST: &str = "linux-image-amd64";
+/// Packages that depend on a kernel, best first: 6.12 tracks dirty pages and pins memory for RDMA as kernels of today do;
+/// what a release came with may be older.
+const WANTED: [&str; 2] = ["linux-image-6.12-amd64", "linux-image-amd64"];
 
 /// An unpacked kernel.
 #[derive(Debug)]
@@ -28,16 +31,20 @@ pub(crate) struct Kernel {
 
 /// Finds the unpacked kernel below `lab`, or brings it.
 pub(crate) fn provide(lab: &Path, network: Network) -> Result<Kernel, String> {
-    let root = lab.join("kernel");
-    if let Ok(kernel) = Kernel::unpacked(&root) {
+    let named = std::env::var("MIG_LAB_KERNEL").ok();
+    let wanted: Vec<&str> = named.as_deref().map_or_else(|| WANTED.to_vec(), |name| vec![name]);
+    let root_of = |package: &str| lab.join(format!("kernel-{package}"));
+    if let Some(kernel) = wanted.iter().find_map(|package| Kernel::unpacked(&root_of(package)).ok())
+    {
         return Ok(kernel);
     }
     if network == Network::Forbidden {
-        return Err(format!("--offline, and no kernel in {}", root.display()));
+        return Err(format!("--offline, and no kernel in {}", lab.display()));
     }
     let part = lab.join("kernel.part");
     files::remove(&part)?;
-    fetch(&part)?;
+    let package = fetch(&part, &wanted)?;
+    let root = root_of(package);
     files::remove(&root)?;
     fs::rename(part.join("root"), &root).map_err(|error| format!("cannot rename: {error}"))?;
     files::remove(&part)?;
@@ -70,16 +77,18 @@ impl Kernel {
     }
 }
 
-/// Downloads and unpacks into `part/root`.
-fn fetch(part: &Path) -> Result<(), String> {
+/// Downloads and unpacks the first of `wanted` there is into `part/root`; answers which.
+fn fetch<'a>(part: &Path, wanted: &[&'a str]) -> Result<&'a str, String> {
     files::create(part)?;
-    let first = download(part);
-    // Lists that are not there, or so old that the mirror no longer has what they name.
-    if let Err(why) = first {
-        eprintln!("xtask: {why}; once more with fresh lists");
-        provide::update_lists()?;
-        download(part)?;
-    }
+    let taken = match download(part, wanted) {
+        Ok(taken) => taken,
+        // Lists that are not there, or so old that the mirror no longer has what they name.
+        Err(why) => {
+            eprintln!("xtask: {why}; once more with fresh lists");
+            provide::update_lists()?;
+            download(part, wanted)?
+        }
+    };
     let names = files::names(part)?;
     let package = names.iter().find(|name| name.ends_with(".deb"));
     let package = package.ok_or("apt-get download left no package")?;
@@ -91,19 +100,22 @@ fn fetch(part: &Path) -> Result<(), String> {
         let mut depmod = Command::new(files::program("depmod"));
         run_quietly(depmod.arg("-b").arg(&root).arg(release))?;
     }
-    Ok(())
+    Ok(taken)
 }
 
-fn download(part: &Path) -> Result<(), String> {
-    let mut depends = Command::new("apt-cache");
-    let depends = run_quietly(depends.args(["depends", NEWEST]).env("LC_ALL", "C"))?;
-    let package = dependency(&depends)
-        .ok_or_else(|| format!("apt knows no kernel package by the name of {NEWEST}"))?;
+fn download<'a>(part: &Path, wanted: &[&'a str]) -> Result<&'a str, String> {
+    let found = wanted.iter().find_map(|name| {
+        let mut depends = Command::new("apt-cache");
+        let depends = run_quietly(depends.args(["depends", name]).env("LC_ALL", "C")).ok()?;
+        dependency(&depends).map(|package| (*name, package.to_owned()))
+    });
+    let (name, package) =
+        found.ok_or_else(|| format!("apt knows no kernel package among {wanted:?}"))?;
     eprintln!("xtask: downloading {package} for the lab (it is not installed)");
     let mut download = Command::new("apt-get");
     // The download user could not write below our target directory.
-    download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]);
-    run_quietly(download.current_dir(part)).map(drop)
+    download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", &package]);
+    run_quietly(download.current_dir(part)).map(|_| name)
 }
 
 /// From a line `  Depends: linux-image-6.1.0-44-amd64`.
