@@ -71,3 +71,31 @@ fn over_vsock_or_the_reason_why_not() {
         other => panic!("{other:?}: {:?}", report.reason),
     }
 }
+
+#[test]
+fn over_rdma() {
+    for pin_all in [false, true] {
+        // Where there is no device it is made of software, on a processor made of software: slowly.
+        let mut plan = plan("rdma", Memory::Cold);
+        plan.workload.dirty_rate = 4 << 20;
+        plan.parameters.downtime_limit = 10_000;
+        plan.rdma_pin_all = pin_all;
+        let report = run(&plan, |_| {});
+        if report.status == RunStatus::Unavailable {
+            let reason = report.reason.unwrap_or_default();
+            return mig_testkit::not_applicable("rdma-device", &reason);
+        }
+        assert_eq!(report.status, RunStatus::Completed, "{:?}", report.reason);
+        assert!(report.verified && report.confirmed, "{report:?}");
+        assert!(report.normal_pages >= 6000 && report.zero_pages >= 1000, "{report:?}");
+        assert!(report.wire_bytes > 24 << 20, "{report:?}");
+        let registration = report.registration.expect("rdma counts it");
+        assert_eq!(registration.rdma_pin_all, pin_all);
+        assert!(registration.source_registered_bytes > 0, "{registration:?}");
+        assert!(registration.destination_registered_bytes > 0, "{registration:?}");
+        assert!(registration.control_round_trips > 0, "{registration:?}");
+        if pin_all {
+            assert_eq!(registration.source_registered_bytes, plan.ram_bytes);
+        }
+    }
+}

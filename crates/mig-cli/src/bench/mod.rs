@@ -195,9 +195,7 @@ fn write_json(path: &Path, report: &BenchReport) -> Outcome {
 /// A benchmark fails if a run did, or if what was asked for by name cannot run here.
 fn verdict(runs: &[RunReport], named: bool) -> Outcome {
     let with = |status| runs.iter().find(|run| run.status == status);
-    let reason = |run: &RunReport| {
-        format!("{}: {}", run.transport, run.reason.as_deref().unwrap_or("no reason known"))
-    };
+    let reason = |run: &RunReport| format!("{}: {}", run.transport, table::reason(run));
     if let Some(failed) = with(RunStatus::Failed) {
         return Err(Failure::new(Blame::Io, reason(failed)));
     }

@@ -15,13 +15,15 @@ pub(super) fn line(run: &RunReport) -> String {
             run.downtime_ms,
             if run.confirmed { "" } else { " (sent, not confirmed)" },
         ),
-        _ => format!(
-            "{}: {}: {}",
-            run.transport,
-            word(run.status),
-            run.reason.as_deref().unwrap_or("no reason known")
-        ),
+        _ => format!("{}: {}: {}", run.transport, word(run.status), reason(run)),
     }
+}
+
+/// Why it did not complete. Some reasons begin with the transport's name, which is said anyway.
+pub(super) fn reason(run: &RunReport) -> &str {
+    let reason = run.reason.as_deref().unwrap_or("no reason known");
+    let own = reason.strip_prefix(run.transport.as_str()).and_then(|rest| rest.strip_prefix(": "));
+    own.unwrap_or(reason)
 }
 
 fn word(status: RunStatus) -> &'static str {

@@ -9,7 +9,7 @@ use object::{
 };
 use serde_json::Value;
 
-use crate::support::{MIG, Scratch, assert_exit, corpus, mig, run, stderr};
+use crate::support::{Listening, MIG, Scratch, assert_exit, corpus, last_json, mig, run, stderr};
 
 /// What the dynamic linker must find before `main`.
 fn needed(binary: &[u8]) -> Vec<String> {
@@ -93,4 +93,102 @@ fn what_can_be_read_only_once_is_refused_with_the_reason() {
     assert_exit(&output, 2);
     let said = stderr(&output);
     assert!(said.contains("read twice") && said.contains("store the stream in a file"), "{said}");
+}
+
+/// What `inspect` finds, but for places in the file: over rdma every page comes once, in the order of memory.
+fn contents(file: &str) -> (Value, Vec<Value>) {
+    let output = run(&mut mig(&["inspect", file, "--json"]));
+    assert_exit(&output, 0);
+    let mut report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut devices = report["items"].as_array().unwrap().clone();
+    devices.retain(|item| item["kind"] == "full");
+    for device in &mut devices {
+        device["offset"] = Value::Null;
+    }
+    (report["ram"].take(), devices)
+}
+
+/// Of this machine's device; `None` says that there is none.
+fn address() -> Option<String> {
+    match mig::rdma_loopback() {
+        Ok(uri) => uri,
+        Err(reason) => {
+            mig_testkit::not_applicable("rdma-device", &reason.to_string());
+            None
+        }
+    }
+}
+
+#[test]
+fn a_stored_stream_arrives_however_memory_is_pinned() {
+    let Some(uri) = address() else { return };
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    let stored = contents(&file);
+    for (source, destination, confirmed) in [
+        (&[][..], &[][..], false),
+        (&["--rdma-pin-all"], &[], false),
+        (&["--rdma-pinned-memory", "2MiB"], &["--rdma-pinned-memory", "2MiB"], false),
+        (&["--return-path"], &["--return-path"], true),
+        (&["--return-path", "--rdma-pin-all"], &["--return-path"], true),
+    ] {
+        let kept = scratch.file("kept.mig");
+        let mut recv = vec!["recv", &uri, "--save", &kept, "--json"];
+        recv.extend(destination);
+        let recv = Listening::start(&recv);
+        let sent = run(mig(&["send", &file, &recv.uri, "--json"]).args(source));
+        assert_exit(&sent, 0);
+        let received = recv.finish();
+        assert_exit(&received, 0);
+        for output in [&sent, &received] {
+            let json = last_json(output);
+            assert_eq!(json["status"], "completed");
+            assert_eq!(json["confirmed"], confirmed, "{source:?}");
+        }
+        assert_eq!(contents(&kept), stored, "{source:?}");
+        fs::remove_file(&kept).unwrap();
+    }
+}
+
+#[test]
+fn ends_that_disagree_about_a_return_path_fail_both() {
+    let Some(uri) = address() else { return };
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    let kept = scratch.file("kept.mig");
+    let recv = Listening::start(&["recv", &uri, "--save", &kept, "--timeout", "20s"]);
+    let sent = run(&mut mig(&["send", &file, &recv.uri, "--return-path", "--timeout", "15s"]));
+    assert_ne!(sent.status.code(), Some(0), "{}", stderr(&sent));
+    let received = recv.finish();
+    assert_ne!(received.status.code(), Some(0), "{}", stderr(&received));
+    assert_eq!(scratch.names(), ["stored.mig"]);
+}
+
+#[test]
+fn the_doctor_and_the_benchmark_use_the_device() {
+    if address().is_none() {
+        return;
+    }
+    let output = run(&mut mig(&["doctor", "--json"]));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let rdma = checks.iter().find(|check| check["name"] == "rdma").unwrap();
+    assert_eq!(rdma["status"], "works", "{rdma}");
+    let ports = report["rdma"]["devices"][0]["ports"].as_array().unwrap();
+    let active = ports.iter().find(|port| port["state"] == "active").unwrap();
+    assert!(active["active_mtu_bytes"].as_u64().unwrap() >= 256, "{active}");
+    assert!(active["gids"][0]["gid"].is_string(), "{active}");
+
+    let arguments = ["bench", "--transport", "tcp", "--transport", "rdma", "--size", "8MiB"];
+    let quiet = ["--dirty-rate", "0", "--json", "-"];
+    let output = run(mig(&arguments).args(quiet));
+    assert_exit(&output, 0);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (tcp, rdma) = (&report["runs"][0], &report["runs"][1]);
+    for number in ["source_registered_bytes", "destination_registered_bytes", "control_round_trips"]
+    {
+        assert!(rdma[number].as_u64().unwrap() > 0, "{number}: {rdma}");
+        assert!(tcp.get(number).is_none(), "{number}: {tcp}");
+    }
+    assert!(stderr(&output).contains("round trips"), "{}", stderr(&output));
 }
