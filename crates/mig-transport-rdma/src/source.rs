@@ -39,6 +39,9 @@ use crate::{
 /// Bytes offered to the transfer at a time.
 const OFFER_BYTES: u64 = MAX_OFFER_PAGES * PAGE_SIZE as u64;
 
+/// Bytes that may wait while more is looked for.
+const AHEAD: u64 = 128 << 20;
+
 pub(crate) struct SourceHooks {
     end: Shared<SendingEnd>,
     pd: ProtectionDomain,
@@ -49,6 +52,8 @@ pub(crate) struct SourceHooks {
     /// Until the exchange.
     blocks: SourceBlocks,
     transfer: Option<Transfer>,
+    /// Bytes of pages taken over.
+    offered: u64,
     local: HashMap<WindowId, Registered>,
     counters: Arc<RdmaCounters>,
 }
@@ -147,6 +152,7 @@ impl SourceHooks {
             memory: Vec::new(),
             blocks: SourceBlocks::new(),
             transfer: None,
+            offered: 0,
             local: HashMap::new(),
             counters: Arc::clone(&options.counters),
         }
@@ -228,8 +234,8 @@ impl SourceHooks {
         Ok(())
     }
 
-    /// Carries out what was offered: with `flush` until all of it is done, else until the rest can wait for more. Whoever
-    /// offers pages is held back by this: what is queued is never more than one offer.
+    /// Carries out what was offered: with `flush` until all of it is done, else until little enough waits for the other
+    /// end. Whoever offers pages is held back by this.
     async fn drive(&mut self, flush: bool) -> Result<()> {
         loop {
             match poll_fn(|cx| self.poll_steps(cx, flush)).await? {
@@ -280,6 +286,13 @@ impl SourceHooks {
                     return Poll::Ready(Ok(Pause::Register { window, span }));
                 }
                 Step::DropLocal { window } => return Poll::Ready(Ok(Pause::Drop { window })),
+                // What comes next may be looked for while the other end works.
+                Step::Wait { .. } if !flush && self.offered - sent_bytes(transfer) <= AHEAD => {
+                    match end.poll_progress(cx) {
+                        Poll::Ready(progress) => progress?,
+                        Poll::Pending => return Poll::Ready(Ok(Pause::Done)),
+                    }
+                }
                 Step::Idle if !flush || transfer.drained() => return Poll::Ready(Ok(Pause::Done)),
                 Step::Wait { .. } | Step::Idle => ready!(end.poll_progress(cx))?,
             }
@@ -320,8 +333,12 @@ impl RamHooks for SourceHooks {
             let run = Span { block, offset: at, len: (end - at).min(OFFER_BYTES) };
             let masks = zeros(&*region, &run).map_err(|_| no_such(&run))?;
             zero += masks.iter().map(|mask| u64::from(mask.count_ones())).sum::<u64>();
+            if !self.transfer.as_ref().ok_or_else(too_early)?.has_room() {
+                self.drive(true).await?;
+            }
             let transfer = self.transfer.as_mut().ok_or_else(too_early)?;
             transfer.offer(run, PAGE_SIZE as u64, masks)?;
+            self.offered += run.len;
             self.drive(false).await?;
             at += run.len;
         }
@@ -339,6 +356,12 @@ impl RamHooks for SourceHooks {
     async fn load_hook(&mut self) -> Result<()> {
         Err(Error::Misuse { what: "rdma: the source serves no hook window".into() })
     }
+}
+
+/// Bytes of pages written or said to be zero.
+fn sent_bytes(transfer: &Transfer) -> u64 {
+    let counters = transfer.counters();
+    counters.written_bytes + counters.compressed_bytes
 }
 
 fn total_bytes(memory: &[RamBlockInfo]) -> u64 {

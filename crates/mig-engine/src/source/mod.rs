@@ -60,6 +60,9 @@ const RAM_VERSION: u32 = 4;
 
 /// How long a PART section may take before the next begins, as in QEMU: the far end sees a footer that often.
 const PART_TIME: Duration = Duration::from_millis(50);
+/// The same where pages go beside the stream: at the end of a window everything under way is waited for, and three more
+/// messages go to and fro.
+const WINDOW_TIME: Duration = Duration::from_secs(1);
 
 /// How long a destination's last words are waited for after the link broke.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -620,9 +623,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// One PART, as long as [`PART_TIME`] lasts, or all that is left in an END; answers whether the pass goes on.
+    /// One PART, as long as [`PART_TIME`] or [`WINDOW_TIME`] lasts, or all that is left in an END; answers whether the pass goes on.
     async fn send_part(&mut self, kind: SectionKind, reason: WindowReason) -> Result<bool> {
         let begun = Instant::now();
+        let most = if self.hooks.active() { WINDOW_TIME } else { PART_TIME };
         let mut head = Vec::with_capacity(8);
         encode::section(&mut head, &ram_section(kind));
         self.out.write_all(&head).await?;
@@ -640,7 +644,7 @@ impl Job<'_> {
             self.out.make_room().await?;
             statistics.transferred.set(self.out.counters().bytes_out());
             statistics.remaining.set(self.ram.unsent_bytes());
-            if kind == SectionKind::Part && begun.elapsed() >= PART_TIME {
+            if kind == SectionKind::Part && begun.elapsed() >= most {
                 break true;
             }
         };
