@@ -113,13 +113,14 @@ async fn record(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> O
     let mut signals = Signals::catch()?;
     let recorder = Recorder::new(plan.options);
     let handle = begun.get_or_init(|| recorder.handle());
-    warn_if_open(&plan.address, talk);
     let sink: Box<dyn StreamSink> = match &plan.keep {
         Keep::Nowhere => Box::new(Discard),
         Keep::Stdout => Box::new(WriteSink::new(io::stdout(), "stdout")),
         Keep::File(path) => mig::file_sink(path)?,
     };
     let mut listener = mig::listener(&plan.address, &plan.listen).await?;
+    // Nobody is served yet.
+    warn_if_open(&plan.address, talk);
     let progress = talk.progress("receiving", None);
     let work = recorder.run(&mut *listener, sink, None);
     let recorded = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;
@@ -160,11 +161,11 @@ pub(crate) fn inspect(
     let mut collector = Collector::new(None);
     let outcome = block_on(async {
         let mut signals = Signals::catch()?;
-        warn_if_open(&address, talk);
         let mut options = RecordOptions::default();
         options.deadlines = patient();
         options.stream = inspect::options();
         let mut listener = mig::listener(&address, &ListenOptions::default()).await?;
+        warn_if_open(&address, talk);
         let recorder = Recorder::new(options);
         let handle = recorder.handle();
         let progress = Talk::new(true, false).progress("reading", None);

@@ -6,6 +6,7 @@ const EXAMPLES: &str = "\
 Examples:
       mig doctor
       mig doctor --json | jq '.checks[] | select(.status != \"works\")'
+      mig doctor --json | jq '.rdma.devices[].ports[].gids[]'
 
 Nothing is changed on the machine. The exit code is 0 whatever was found.";
 

@@ -83,6 +83,7 @@ fn without_the_libraries_rdma_says_so_at_both_ends_and_in_a_benchmark() {
         let output = run(mig(arguments).env("LD_LIBRARY_PATH", folder.file("")));
         assert_exit(&output, 6);
         let said = stderr(&output);
+        assert!(!said.contains("WARNING"), "nothing was opened: {said}");
         assert!(said.contains(".so.1") && said.contains("install rdma-core"), "{said}");
     }
 }
@@ -148,6 +149,27 @@ fn a_stored_stream_arrives_however_memory_is_pinned() {
         assert_eq!(contents(&kept), stored, "{source:?}");
         fs::remove_file(&kept).unwrap();
     }
+}
+
+#[test]
+fn a_destination_that_anybody_may_write_to_is_warned_about() {
+    let Some(uri) = address() else { return };
+    let output = run(&mut mig(&["recv", &uri, "--timeout", "1ms", "--quiet"]));
+    assert_exit(&output, 5);
+    assert!(stderr(&output).contains("WARNING"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_pipe_by_name_is_refused_before_anybody_is_called() {
+    let Some(uri) = address() else { return };
+    let uri = uri.replace(":0", ":9");
+    // A process substitution, as shells make it.
+    let script = format!("cat /dev/null | '{MIG}' send /proc/self/fd/0 {uri}");
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).stderr(std::process::Stdio::piped());
+    let output = run(&mut shell);
+    assert_exit(&output, 2);
+    assert!(stderr(&output).contains("read only once"), "{}", stderr(&output));
 }
 
 #[test]
