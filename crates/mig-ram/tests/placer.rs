@@ -269,6 +269,41 @@ fn channels_place_side_by_side_and_duplicates_do_no_harm() {
 }
 
 #[test]
+fn pages_received_in_place_are_those_copied_there() {
+    each(|memory, options| {
+        let placement = Placement::new(memory, options).unwrap();
+        let mut placer = placement.placer().unwrap();
+        // Everything once in order, then once more from the end: touched by then, or still staged.
+        let order = (0..PAGES).chain((0..PAGES).rev());
+        let mut lent_pages = 0;
+        for (time, page) in order.enumerate() {
+            let bytes = [(time / PAGES * 100 + page) as u8; PAGE_SIZE];
+            let lent = placer.lend().is_some_and(|lent| {
+                lent[..PAGE_SIZE].copy_from_slice(&bytes);
+                true
+            });
+            if lent && placer.take_lent(0, at(page)).unwrap() {
+                lent_pages += 1;
+            } else {
+                placer.place_page(0, at(page), &bytes).unwrap();
+            }
+        }
+        assert!(placer.take_lent(0, at(PAGES)).is_err(), "behind the block");
+        placer.flush().unwrap();
+        placement.finish().unwrap();
+        assert!(placer.lend().is_none(), "nothing is left to place in bulk");
+        let now = contents(memory, 0);
+        let right =
+            |(page, bytes): (usize, &[u8])| bytes.iter().all(|byte| *byte == (100 + page) as u8);
+        assert!(now.chunks(PAGE_SIZE).enumerate().all(right), "{options:?}");
+        assert_eq!(placement.statistics().pages_lent, lent_pages, "{options:?}");
+        if placement.info().mechanism == PlaceMechanism::Userfault {
+            assert!(lent_pages > PAGES as u64, "{lent_pages} pages, {options:?}");
+        }
+    });
+}
+
+#[test]
 fn the_report_says_what_runs_and_why_nothing_better() {
     let memory = memory(Backing::Anonymous);
     let best = Placement::new(&memory, PlacementOptions::default()).unwrap();

@@ -1,7 +1,7 @@
 //! The half that reads a command's stdout.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     os::fd::OwnedFd,
     pin::Pin,
     sync::Arc,
@@ -151,6 +151,17 @@ impl ReceiveHalf for ExecReceiveHalf {
             return Poll::Ready(Ok(0));
         }
         self.poll_pipe(cx, |pipe, cx| pipe.poll_receive(cx, into))
+    }
+
+    fn poll_read_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if into.iter().all(|piece| piece.is_empty()) {
+            return Poll::Ready(Ok(0));
+        }
+        self.poll_pipe(cx, |pipe, cx| pipe.poll_read_vectored(cx, into))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whatever is put, however it is cut on the way, comes out the same.
 
-use std::sync::Arc;
+use std::{io::IoSliceMut, sync::Arc};
 
 use mig_stream::{Result, Stream, StreamOptions, StreamReader, StreamWriter};
 use mig_transport::{Region, RegionSlice, VecRegion};
@@ -204,6 +204,33 @@ async fn a_classified_channel_goes_on_as_it_is() {
     assert_eq!(&rest, b"rest");
     assert!(reader.at_end().await.unwrap());
     assert_eq!(reader.fill().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_was_read_elsewhere_in_vain_is_given_back() {
+    let mut stream = source(b"headAAAABBBBtail", Pieces::new([6, 3, 100]), Then::End);
+    let mut reader = stream.reader().unwrap();
+    assert_eq!(reader.fill_at_most(5).await.unwrap(), 5);
+    assert_eq!(reader.buffer(), b"headA");
+    let (mut first, mut second) = ([0; 4], [0; 8]);
+    let misuse = mig_transport::Blame::Misuse;
+    let refused = reader.read_vectored(&mut [IoSliceMut::new(&mut first)]).await;
+    assert_eq!(refused.unwrap_err().blame(), misuse, "something is buffered");
+    assert_eq!(reader.give_back([&b"x"[..]].into_iter()).unwrap_err().blame(), misuse);
+    reader.consume(5);
+    let mut pieces = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+    // The double fills the first piece only, as a channel may.
+    let came = reader.read_vectored(&mut pieces).await.unwrap();
+    assert_eq!((came, reader.position()), (3, 8));
+    let pieces = [&first[..1], &first[1..3]];
+    reader.give_back(pieces.into_iter()).unwrap();
+    assert_eq!((reader.buffer(), reader.position()), (&b"AAA"[..], 5));
+    let mut rest = [0; 11];
+    reader.read_exact(&mut rest).await.unwrap();
+    assert_eq!(&rest, b"AAABBBBtail");
+    assert_eq!(reader.read_vectored(&mut [IoSliceMut::new(&mut second)]).await.unwrap(), 0);
+    let more = [&[0; 17][..]].into_iter();
+    assert_eq!(reader.give_back(more).unwrap_err().blame(), misuse, "more than ever came");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Promises about bytes and pages.
 
-use std::{future::poll_fn, sync::Arc, task::Poll};
+use std::{future::poll_fn, io::IoSliceMut, sync::Arc, task::Poll};
 
 use mig_transport::{Blame, Channel, Gather, Receiver, Region, RegionSlice, Sender, VecRegion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,6 +91,34 @@ pub(super) async fn read_pattern(receiver: &mut Receiver, seed: u64) {
         }
         done += got;
     }
+}
+
+/// More pieces than the kernel takes at a call, of small sizes, some of them empty. A channel may fill the first one only.
+pub(super) async fn vectored((mut writing, mut reading): (Channel, Channel)) {
+    let (mut sender, mut receiver) = (take_sender(&mut writing), take_receiver(&mut reading));
+    tokio::join!(write_pattern(&mut sender, 1), async {
+        let mut buffer = vec![0; 70_001];
+        let mut done = 0;
+        while done < STREAM_BYTES {
+            let want = buffer.len().min(STREAM_BYTES - done);
+            let mut rest = &mut buffer[..want];
+            let (first, after) = rest.split_at_mut(rest.len().min(1000));
+            rest = after;
+            let mut pieces = vec![IoSliceMut::new(first)];
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at_mut((pieces.len() * 7 % 90).min(rest.len()));
+                pieces.push(IoSliceMut::new(piece));
+                rest = after;
+            }
+            let got = poll_fn(|cx| receiver.poll_read_vectored(cx, &mut pieces)).await;
+            let got = got.expect("the peer is writing");
+            assert!(got > 0, "the input ended after {done} of {STREAM_BYTES} bytes");
+            if let Err(wrong) = pattern::compare(1, done, &buffer[..got]) {
+                panic!("pieces: {wrong}");
+            }
+            done += got;
+        }
+    });
 }
 
 /// Heads and pages as a migration sends them, twice through a list that starts in the middle of a region.

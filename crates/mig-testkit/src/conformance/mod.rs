@@ -42,6 +42,7 @@ where
     let pair = async || guard("connecting", make()).await;
     guard("honest capabilities", checks::honest_both_ways(pair().await)).await;
     guard("bytes both ways, in order", checks::bytes_both_ways(pair().await)).await;
+    guard("reading into many pieces", checks::vectored(pair().await)).await;
     guard("pages from and into regions", checks::pages(pair().await, UNPACED)).await;
     guard("no more leaves than is allowed", checks::pages(pair().await, PACED)).await;
     guard("nothing lost by a dropped read", checks::dropped_read(pair().await)).await;
