@@ -49,8 +49,8 @@ fn room(crate_name: &str) -> Option<Room> {
             floor: 2,
             may: &["mig-proto", "mig-transport", "mig-vmstate", "mig-ram", "mig-stream"],
         },
-        // The one backend that may know the protocol's hook records.
-        "mig-transport-rdma" => Room { floor: 2, may: &["mig-transport", "mig-proto"] },
+        // The one backend that carries pages itself: it finds out which are zero, and may know the protocol's hook records.
+        "mig-transport-rdma" => Room { floor: 2, may: &["mig-transport", "mig-proto", "mig-ram"] },
         backend if backend.starts_with("mig-transport-") => {
             Room { floor: 2, may: &["mig-transport"] }
         }
