@@ -80,6 +80,8 @@ impl DestinationHooks {
     async fn reply_blocks(&mut self, server: &Server) -> Result<()> {
         let mut keys = Vec::new();
         if self.agreed.pin_all {
+            let limits = lock(&self.end).link.limits().clone();
+            memlock::check_device(&limits, server.blocks().blocks().iter().map(|block| block.len))?;
             memlock::check(server.blocks().total_bytes(), "all guest memory (rdma-pin-all)")?;
             for (block, info) in (0..).zip(server.blocks().blocks()) {
                 let span = Span { block, offset: 0, len: info.len };

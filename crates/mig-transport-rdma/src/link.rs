@@ -33,8 +33,8 @@ use crate::{
         message::Outgoing,
     },
     verbs::{
-        Buffer, CmEvent, CmEventKind, CmId, CompletionQueue, EventChannel, ProtectionDomain,
-        QueueDepths, QueuePair, WorkCompletion, WorkKind, WorkStatus,
+        Buffer, CmEvent, CmEventKind, CmId, CompletionQueue, DeviceLimits, EventChannel,
+        ProtectionDomain, QueueDepths, QueuePair, WorkCompletion, WorkKind, WorkStatus,
     },
 };
 
@@ -93,7 +93,7 @@ pub(crate) struct Link {
     /// Tokens of WRITEs that completed.
     pub(crate) written: Vec<u64>,
     in_flight: u32,
-    max_message: u32,
+    limits: DeviceLimits,
     ended: bool,
     /// Messages whose arrival is not known.
     unsent: u32,
@@ -150,7 +150,7 @@ impl Preparing {
             spare: buffers,
             written: Vec::new(),
             in_flight: 0,
-            max_message: id.limits()?.max_message_size,
+            limits: id.limits()?,
             ended: false,
             unsent: 0,
             aftermath: None,
@@ -202,9 +202,9 @@ impl Link {
         &self.farewell.qp
     }
 
-    /// Bytes of the longest WRITE the device takes.
-    pub(crate) fn max_message(&self) -> u32 {
-        self.max_message
+    /// What the device can do.
+    pub(crate) fn limits(&self) -> &DeviceLimits {
+        &self.limits
     }
 
     /// How the connection is ended.

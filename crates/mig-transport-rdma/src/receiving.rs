@@ -52,7 +52,7 @@ impl ReceivingEnd {
         }
     }
 
-    /// The source's return path.
+    /// The source's return path. Whoever fails says so on the main connection: an ERROR here could overtake the verdict.
     pub(crate) fn return_path(link: Link, counters: Arc<RdmaCounters>) -> Self {
         let rule = Receiver::return_path(RECVS);
         Self {
@@ -60,7 +60,7 @@ impl ReceivingEnd {
             rule,
             current: None,
             counters,
-            complete: false,
+            complete: true,
             hangs_up_first: false,
             is_return_path: true,
         }

@@ -33,7 +33,7 @@ use crate::{
         windows::{Config, WindowId},
     },
     sending::{SendingEnd, Shared, lock},
-    verbs::{Access, MemoryRegion, ProtectionDomain, RemoteMemory},
+    verbs::{Access, DeviceLimits, MemoryRegion, ProtectionDomain, RemoteMemory},
 };
 
 /// Bytes offered to the transfer at a time.
@@ -47,7 +47,7 @@ pub(crate) struct SourceHooks {
     pd: ProtectionDomain,
     agreed: Agreed,
     config: Config,
-    max_write: u64,
+    limits: DeviceLimits,
     memory: Vec<RamBlockInfo>,
     /// Until the exchange.
     blocks: SourceBlocks,
@@ -135,9 +135,9 @@ enum Pause {
 
 impl SourceHooks {
     pub(crate) fn new(end: Shared<SendingEnd>, agreed: Agreed, options: &RdmaOptions) -> Self {
-        let (pd, max_message) = {
+        let (pd, limits) = {
             let end = lock(&end);
-            (end.link.pd().clone(), end.link.max_message())
+            (end.link.pd().clone(), end.link.limits().clone())
         };
         let config = Config {
             window_bytes: options.window_bytes,
@@ -148,7 +148,7 @@ impl SourceHooks {
             pd,
             agreed,
             config,
-            max_write: u64::from(max_message),
+            limits,
             memory: Vec::new(),
             blocks: SourceBlocks::new(),
             transfer: None,
@@ -162,9 +162,12 @@ impl SourceHooks {
     fn check_memory(&self) -> Result<()> {
         let total = total_bytes(&self.memory);
         if self.agreed.pin_all {
+            let lens = self.memory.iter().map(|block| block.used_length);
+            memlock::check_device(&self.limits, lens)?;
             return memlock::check(total, "all guest memory (rdma-pin-all)");
         }
         let window = self.config.effective_window()?;
+        memlock::check_device(&self.limits, [window].into_iter())?;
         memlock::check((2 * window).min(total), "two windows of guest memory")
     }
 
@@ -218,7 +221,7 @@ impl SourceHooks {
         }
         lock(&self.end).repost(arrived)?;
         let policy = Policy {
-            max_write: Policy::default().max_write.min(self.max_write),
+            max_write: Policy::default().max_write.min(u64::from(self.limits.max_message_size)),
             ..Policy::default()
         };
         let mut transfer = Transfer::new(blocks, self.agreed, self.config, policy)?;
