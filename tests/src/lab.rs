@@ -1,5 +1,6 @@
 //! The virtual machine in which the tests of target `lab` run: what it has, and its addresses (docs/testing.md).
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
@@ -43,6 +44,38 @@ pub fn wait_for_rdma_listener(port: u16) {
             return;
         }
         assert!(Instant::now() < deadline, "nobody listens on RDMA port {port}:\n{told}");
+    }
+}
+
+/// How much of everything the device has given out, by the kernel's names: "qp", "mr", "cm_id" …
+#[must_use]
+#[track_caller]
+pub fn given_out() -> BTreeMap<String, u64> {
+    let told = rdma(&["resource", "show", DEVICE]);
+    // "0: rxe0: pd 1 cq 1 qp 1 …"
+    let (_, counts) = told.split_once(DEVICE).unwrap_or_default();
+    let words: Vec<&str> = counts.split_whitespace().filter(|word| *word != ":").collect();
+    let counted =
+        words.windows(2).filter_map(|pair| Some((pair[0].to_owned(), pair[1].parse().ok()?)));
+    let counted: BTreeMap<_, _> = counted.collect();
+    assert!(
+        counted.contains_key("qp") && counted.contains_key("mr"),
+        "not what rdma prints: {told:?}"
+    );
+    counted
+}
+
+/// Waits until no more of anything is given out than `before`, which [`given_out`] told: the kernel takes things back
+/// some time after the end of the process that had them.
+#[track_caller]
+pub fn wait_until_given_back(before: &BTreeMap<String, u64>) {
+    let deadline = Instant::now() + STEP;
+    loop {
+        let now = given_out();
+        if now.iter().all(|(what, count)| before.get(what).is_some_and(|before| count <= before)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not given back: before {before:?}, now {now:?}");
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod device;
 mod fill;
+mod mig_rdma;
 mod qemu_rdma;
 mod vsock;
 
@@ -17,4 +18,14 @@ fn in_the_lab(body: impl FnOnce() + Send + 'static) {
     if lab::or_skip() {
         guarded(body);
     }
+}
+
+/// [`in_the_lab`], and afterwards the device has nothing given out that it had not before.
+#[track_caller]
+fn in_the_lab_without_a_trace(body: impl FnOnce() + Send + 'static) {
+    in_the_lab(|| {
+        let before = lab::given_out();
+        body();
+        lab::wait_until_given_back(&before);
+    });
 }
