@@ -29,7 +29,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{
     protocol::{
-        header::{CONTROL_BUFFER, HEADER_LEN},
+        header::{CONTROL_BUFFER, Frame, HEADER_LEN},
         message::Outgoing,
     },
     verbs::{
@@ -252,6 +252,7 @@ impl Link {
         let mut buffer =
             self.take_spare().expect("whoever posts has looked for a spare buffer before");
         let len = message.encode(&mut buffer)?;
+        tracing::trace!(link = %self.name, ?message, "sending");
         self.post_buffer(buffer, len)
     }
 
@@ -336,6 +337,7 @@ impl Link {
             ready!(self.keepalive.poll_due(cx));
             // A full queue needs no probe: what fills it is one.
             self.keepalive.asked = self.queue_pair().post_probe(PROBE).is_ok();
+            tracing::trace!(link = %self.name, "probing");
         }
     }
 
@@ -371,11 +373,16 @@ impl Link {
         }
         match (kind, buffer) {
             (WorkKind::Recv, Some(buffer)) => {
-                self.inbox.push_back(Arrived { buffer, len: byte_len });
+                let arrived = Arrived { buffer, len: byte_len };
+                if let Ok(frame) = Frame::decode(arrived.bytes()) {
+                    tracing::trace!(link = %self.name, header = ?frame.header, "received");
+                }
+                self.inbox.push_back(arrived);
             }
             (WorkKind::Send, Some(buffer)) if token == MESSAGE => self.spare.push(buffer),
             (WorkKind::Write, _) if token == PROBE => {
                 self.keepalive.answered();
+                tracing::trace!(link = %self.name, "the probe came through");
                 return Ok(false);
             }
             (WorkKind::Write, _) => self.written.push(token),

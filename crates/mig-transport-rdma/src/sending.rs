@@ -153,6 +153,7 @@ impl SendingEnd {
         if let Some(len) = self.fill.finish(&mut buffer) {
             self.rule.send(crate::protocol::header::Kind::QemuFile)?;
             self.counters.round_trip();
+            tracing::trace!(link = self.link.name(), len, "sending stream bytes");
             self.link.post_buffer(buffer, len)?;
         }
         Poll::Ready(Ok(()))

@@ -280,6 +280,7 @@ impl SourceHooks {
                     let start = transfer.windows().span(window).offset;
                     let (offset, len) = ((span.offset - start) as usize, span.len as usize);
                     let to = RemoteMemory { address: remote_addr, key: rkey };
+                    tracing::trace!(link = end.link.name(), ?window, ?span, "writing");
                     let token = token_of(window);
                     end.link.queue_pair().post_write(&registered.region, offset, len, to, token)?;
                     end.link.wrote();
