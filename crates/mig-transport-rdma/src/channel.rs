@@ -64,9 +64,9 @@ pub(crate) fn destination(
     let hooks = DestinationHooks::new(Arc::clone(&main), agreed, Arc::clone(counters));
     let send = back.map(|link| {
         force.push(Arc::clone(link.farewell()));
-        let mut end = SendingEnd::new(link, Arc::clone(counters));
         // Failures are said on the main connection.
-        end.complete = true;
+        link.farewell().complete();
+        let end = SendingEnd::new(link, Arc::clone(counters));
         let half = RdmaSendHalf::new(Arc::new(Mutex::new(end)), Duration::ZERO);
         Box::new(half) as Box<dyn SendHalf>
     });

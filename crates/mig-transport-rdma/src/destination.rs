@@ -217,7 +217,7 @@ impl RamHooks for DestinationHooks {
         for (_, registered) in self.registered.drain() {
             registered.deregister().await?;
         }
-        lock(&self.end).complete = true;
+        lock(&self.end).link.farewell().complete();
         Ok(())
     }
 }

@@ -136,6 +136,7 @@ impl Preparing {
             id: Arc::clone(&id),
             words: Mutex::new(words),
             said: AtomicBool::new(false),
+            complete: AtomicBool::new(false),
             runtime: tokio::runtime::Handle::current(),
         };
         let link = Link {
@@ -446,16 +447,27 @@ pub(crate) struct Farewell {
     id: Arc<CmId>,
     words: Mutex<Option<Buffer>>,
     said: AtomicBool,
+    complete: AtomicBool,
     runtime: tokio::runtime::Handle,
 }
 
 impl Farewell {
+    /// All that was to be said on this connection was said: no ERROR from here on.
+    pub(crate) fn complete(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// Whether [`complete`](Self::complete) was called.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
     /// The first call counts.
     pub(crate) fn say(self: &Arc<Self>, failed: bool) {
         if self.said.swap(true, Ordering::AcqRel) {
             return;
         }
-        if !failed {
+        if !failed || self.is_complete() {
             self.disconnect();
             return;
         }

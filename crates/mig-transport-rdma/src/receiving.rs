@@ -30,8 +30,6 @@ pub(crate) struct ReceivingEnd {
     /// Stream bytes that were not read yet.
     current: Option<(Arrived, StreamDrain)>,
     counters: Arc<RdmaCounters>,
-    /// All went well; the end needs no ERROR.
-    pub(crate) complete: bool,
     /// The other end is ours and waits for us to hang up.
     hangs_up_first: bool,
     is_return_path: bool,
@@ -41,29 +39,14 @@ impl ReceivingEnd {
     /// The destination's main connection.
     pub(crate) fn main(link: Link, hangs_up_first: bool, counters: Arc<RdmaCounters>) -> Self {
         let rule = Receiver::new(RECVS);
-        Self {
-            link,
-            rule,
-            current: None,
-            counters,
-            complete: false,
-            hangs_up_first,
-            is_return_path: false,
-        }
+        Self { link, rule, current: None, counters, hangs_up_first, is_return_path: false }
     }
 
     /// The source's return path. Whoever fails says so on the main connection: an ERROR here could overtake the verdict.
     pub(crate) fn return_path(link: Link, counters: Arc<RdmaCounters>) -> Self {
+        link.farewell().complete();
         let rule = Receiver::return_path(RECVS);
-        Self {
-            link,
-            rule,
-            current: None,
-            counters,
-            complete: true,
-            hangs_up_first: false,
-            is_return_path: true,
-        }
+        Self { link, rule, current: None, counters, hangs_up_first: false, is_return_path: true }
     }
 
     /// Says READY if that is possible: early, since the other end may then send while what came is being read.
@@ -87,7 +70,7 @@ impl ReceivingEnd {
                 self.rule.received(frame.header.kind)?;
                 return Poll::Ready(Ok(Some(arrived)));
             }
-            if self.complete && self.hangs_up_first {
+            if self.hangs_up_first && self.link.farewell().is_complete() {
                 return Poll::Ready(Ok(None));
             }
             self.say_ready()?;
@@ -154,7 +137,7 @@ impl ReceivingEnd {
 
 impl Drop for ReceivingEnd {
     fn drop(&mut self) {
-        let say_error = !self.complete && !self.link.ended() && self.rule.give_up();
+        let say_error = !self.link.ended() && self.rule.give_up();
         self.link.farewell().say(say_error);
     }
 }

@@ -37,8 +37,6 @@ pub(crate) struct SendingEnd {
     filling: Option<Buffer>,
     fill: StreamFill,
     counters: Arc<RdmaCounters>,
-    /// All went well; the end needs no ERROR.
-    pub(crate) complete: bool,
 }
 
 /// What the stream half and the hooks share. Never contended: the engine uses one at a time.
@@ -57,7 +55,6 @@ impl SendingEnd {
             filling: None,
             fill: StreamFill::new(),
             counters,
-            complete: false,
         }
     }
 
@@ -136,7 +133,11 @@ impl SendingEnd {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_stream(cx))?;
         while !self.link.all_sent() {
-            ready!(self.poll_progress(cx))?;
+            let progress = ready!(self.poll_progress(cx));
+            // What failed came behind the acknowledgement.
+            if !self.link.all_sent() {
+                progress?;
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -176,7 +177,7 @@ impl SendingEnd {
 
 impl Drop for SendingEnd {
     fn drop(&mut self) {
-        let say_error = !self.complete && !self.link.ended() && self.rule.give_up();
+        let say_error = !self.link.ended() && self.rule.give_up();
         self.link.farewell().say(say_error);
     }
 }
@@ -222,7 +223,7 @@ impl AsyncWrite for RdmaSendHalf {
             ready!(grace.as_mut().poll(cx));
             tracing::debug!("the other end did not hang up");
         }
-        end.complete = true;
+        end.link.farewell().complete();
         // What went wrong now came after the last byte.
         Poll::Ready(Ok(()))
     }
