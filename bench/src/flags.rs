@@ -17,15 +17,21 @@ pub(crate) struct Flags {
     /// Rounds of each contest; a median of fewer than five says little
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) runs: u32,
-    /// Guest memory of the throughput contests
-    #[arg(long, value_name = "BYTES", default_value = "2GiB")]
-    pub(crate) size: ByteSize,
+    /// Guest memory of the throughput contests [default: 2GiB, over rdma and in the lab 128MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) size: Option<ByteSize>,
+    /// Measure in the lab, a virtual machine with an RDMA device; what is over rdma, if nothing is named
+    #[arg(long)]
+    pub(crate) lab: bool,
     /// Write everything that was measured to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Replace the tables between the markers of this file
     #[arg(long, value_name = "FILE")]
     pub(crate) markdown: Option<PathBuf>,
+    /// In the lab: findings go to stdout as JSON
+    #[arg(long, hide = true)]
+    pub(crate) in_lab: bool,
 }
 
 /// The flags of this process; ends it with a message if they are wrong.

@@ -51,6 +51,23 @@ impl Machine {
     }
 }
 
+/// Below it nobody else is there.
+pub(crate) const IDLE: f64 = 0.5;
+
+/// Says on stderr that figures will be poor.
+pub(crate) fn warn_of(load: f64) {
+    eprintln!(
+        "something else runs on this machine (load {load:.1}): trust ratios, and those only a little"
+    );
+}
+
+/// The same, for whoever reads the tables.
+pub(crate) fn note_of(load: f64) -> String {
+    format!(
+        "Something else ran on the machine when this was measured (load {load:.1} at the beginning)."
+    )
+}
+
 /// Processes that wanted to run, on average over the last minute: more than one of them is not ours.
 pub(crate) fn load() -> Option<f64> {
     line("/proc/loadavg")?.split_whitespace().next()?.parse().ok()

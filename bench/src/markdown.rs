@@ -50,7 +50,7 @@ impl Table {
 }
 
 /// Replaces what is between the markers of each name.
-pub(crate) fn update(path: &Path, blocks: &[(&str, String)]) -> Result<()> {
+pub(crate) fn update(path: &Path, blocks: &[(String, String)]) -> Result<()> {
     let mut text = fs::read_to_string(path)
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     for (name, block) in blocks {

@@ -9,7 +9,7 @@ use crate::{
     failure::Result,
     memory::FilledFile,
     report::{Figure, Goal, Section},
-    role::Pattern,
+    role::{Contents, Pattern},
     statistics::Spread,
 };
 
@@ -34,15 +34,22 @@ fn against_qemu(
             "no qemu-system-x86_64 runs here; `apt install qemu-system-x86` brings it".into()
         );
     }
-    let contents = Rc::new(FilledFile::new(plan.size, 11)?);
+    let contents = Rc::new(FilledFile::new(plan.size(), 11)?);
     let pattern = Pattern::Nothing;
-    let mig = Mig { name: "mig", transport, ram_bytes: plan.size, warm: false, pattern };
+    let mig = Mig {
+        name: "mig",
+        transport,
+        ram_bytes: plan.size(),
+        warm: false,
+        contents: Contents::NOISE,
+        pattern,
+    };
     let mut contestants: Vec<Box<dyn Contestant>> = vec![Box::new(mig)];
     let mut versions = Vec::new();
     for binary in binaries {
         versions.push(binary.version().to_owned());
         let contents = Rc::clone(&contents);
-        contestants.push(Box::new(Qemu { binary, transport, ram_bytes: plan.size, contents }));
+        contestants.push(Box::new(Qemu { binary, transport, ram_bytes: plan.size(), contents }));
     }
     let name = format!("{}-cold", transport.name());
     section.entries = contest(&name, &mut contestants, plan.runs)?;

@@ -8,7 +8,8 @@ use crate::{
     failure::Result,
     report::{Figure, Goal, Section},
     role::{
-        Go, PacedQuestion, PacedResult, PacedRole, Pattern, Ready, Role, SourceResult, SourceRole,
+        Contents, Go, PacedQuestion, PacedResult, PacedRole, Pattern, Ready, Role, SourceResult,
+        SourceRole,
     },
     statistics::Spread,
 };
@@ -58,7 +59,7 @@ fn paced(rate: u64) -> Result<PacedResult> {
     let page = mig_ram::PAGE_SIZE as u64;
     let ram_bytes = (rate / page * page).min(MOST_RAM);
     let rounds = u32::try_from((rate * SECONDS).div_ceil(ram_bytes))?;
-    let mut role = SourceRole::idle(ram_bytes, 3);
+    let mut role = SourceRole::idle(ram_bytes, Contents::Noise(3));
     role.pattern = Pattern::Everything(rounds);
     role.return_path = false;
     role.max_bandwidth = rate;

@@ -6,14 +6,14 @@ use crate::{
     contestant::{Contestant, Mig, Transport},
     failure::Result,
     report::{Figure, Goal, Section},
-    role::Pattern,
+    role::{Contents, Pattern},
     statistics::Spread,
 };
 
 pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     let mig = |name, pattern| -> Box<dyn Contestant> {
-        let (transport, ram_bytes) = (Transport::Tcp, plan.size);
-        Box::new(Mig { name, transport, ram_bytes, warm: true, pattern })
+        let (transport, ram_bytes) = (Transport::Tcp, plan.size());
+        Box::new(Mig { name, transport, ram_bytes, warm: true, contents: Contents::NOISE, pattern })
     };
     let mut contestants =
         [mig("every second page", Pattern::EverySecond), mig("contiguous", Pattern::FirstHalf)];

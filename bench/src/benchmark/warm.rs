@@ -6,17 +6,24 @@ use crate::{
     contestant::{Iperf, Mig, PlainLoop, Transport},
     failure::Result,
     report::{Figure, Goal, Section},
-    role::{Pattern, Walk},
+    role::{Contents, Pattern, Walk},
     statistics::Spread,
 };
 
 fn mig(plan: &Plan, transport: Transport) -> Box<Mig> {
     let pattern = Pattern::Nothing;
-    Box::new(Mig { name: "mig", transport, ram_bytes: plan.size, warm: true, pattern })
+    Box::new(Mig {
+        name: "mig",
+        transport,
+        ram_bytes: plan.size(),
+        warm: true,
+        contents: Contents::NOISE,
+        pattern,
+    })
 }
 
 pub(super) fn tcp(plan: &Plan, section: &mut Section) -> Result<()> {
-    let iperf = Iperf::find(plan.size)?;
+    let iperf = Iperf::find(plan.size())?;
     let reno = Iperf { congestion: Some("reno"), ..iperf.clone() };
     let mut contestants: [Box<dyn crate::contestant::Contestant>; 3] =
         [mig(plan, Transport::Tcp), Box::new(iperf), Box::new(reno)];
@@ -49,7 +56,7 @@ pub(super) fn tcp(plan: &Plan, section: &mut Section) -> Result<()> {
 }
 
 pub(super) fn unix(plan: &Plan, section: &mut Section) -> Result<()> {
-    let plain = |walk| Box::new(PlainLoop { bytes: plan.size, walk });
+    let plain = |walk| Box::new(PlainLoop { bytes: plan.size(), walk });
     let mut contestants: [Box<dyn crate::contestant::Contestant>; 3] =
         [mig(plan, Transport::Unix), plain(Walk::Hot), plain(Walk::Through)];
     section.entries = contest("unix-warm", &mut contestants, plan.runs)?;

@@ -7,8 +7,10 @@ use crate::{
     child::{Helper, STEP, TRANSFER},
     contest::Sample,
     failure::Result,
+    rdma,
     role::{
-        DestinationResult, DestinationRole, Go, Pattern, Ready, Role, SourceResult, SourceRole,
+        Contents, DestinationResult, DestinationRole, Go, Pattern, Ready, Role, SourceResult,
+        SourceRole,
     },
 };
 
@@ -17,6 +19,10 @@ use crate::{
 pub(crate) enum Transport {
     Tcp,
     Unix,
+    /// Without a return path, as QEMU before 8.0 needs it.
+    Rdma {
+        pin_all: bool,
+    },
 }
 
 impl Transport {
@@ -24,6 +30,7 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Rdma { .. } => "rdma",
         }
     }
 
@@ -35,6 +42,7 @@ impl Transport {
                 let folder = tempfile::Builder::new().prefix("mig-bench-").tempdir()?;
                 Ok((format!("unix:{}", folder.path().join("socket").display()), Some(folder)))
             }
+            Self::Rdma { .. } => Ok((format!("rdma:{}:0", rdma::Device::find()?.address), None)),
         }
     }
 }
@@ -46,6 +54,7 @@ pub(crate) struct Mig {
     pub(crate) transport: Transport,
     pub(crate) ram_bytes: u64,
     pub(crate) warm: bool,
+    pub(crate) contents: Contents,
     /// With one, only the second pass is the turn.
     pub(crate) pattern: Pattern,
 }
@@ -61,7 +70,11 @@ impl Mig {
     /// Migrates once and compares memory.
     pub(crate) fn migrate(&self) -> Result<Migrated> {
         let (listen, _folder) = self.transport.listen()?;
-        let mut role = SourceRole::idle(self.ram_bytes, 7);
+        let mut role = SourceRole::idle(self.ram_bytes, self.contents);
+        if let Transport::Rdma { pin_all } = self.transport {
+            role.rdma_pin_all = pin_all;
+            role.return_path = false;
+        }
         if self.pattern != Pattern::Nothing {
             role.pattern = self.pattern;
             // So that no pattern fits what may be sent with the guest stopped.

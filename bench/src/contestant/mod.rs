@@ -1,15 +1,19 @@
 //! Who takes part: each moves the same bytes between two processes of its own.
 
+mod ib_write_bw;
 mod iperf;
 mod mig;
 mod plain_loop;
 mod qemu;
+mod rdma_stream;
 
 pub(crate) use self::{
+    ib_write_bw::IbWriteBw,
     iperf::Iperf,
     mig::{Mig, Transport},
     plain_loop::PlainLoop,
     qemu::{Binary, Qemu},
+    rdma_stream::RdmaStream,
 };
 use crate::{contest::Sample, failure::Result};
 

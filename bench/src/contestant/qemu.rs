@@ -24,6 +24,7 @@ use crate::{
     failure::Result,
     memory::FilledFile,
     qmp::Qmp,
+    rdma,
     role::Foreign,
 };
 
@@ -125,10 +126,16 @@ impl Qemu {
         };
         stream.set_nonblocking(false)?;
         let mut qmp = Qmp::new(stream)?;
-        let capabilities = ["events", "return-path"]
-            .map(|capability| json!({ "capability": capability, "state": true }));
+        // Over rdma 7.2 has no return path outside of postcopy.
+        let return_path = !matches!(self.transport, Transport::Rdma { .. });
+        let capabilities = [("events", true), ("return-path", return_path)]
+            .map(|(capability, state)| json!({ "capability": capability, "state": state }));
         qmp.run("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
         qmp.run("migrate-set-parameters", json!({ "max-bandwidth": MAX_BANDWIDTH }))?;
+        if let Transport::Rdma { pin_all } = self.transport {
+            let capability = json!({ "capability": "rdma-pin-all", "state": pin_all });
+            qmp.run("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
+        }
         Ok(Running { process, qmp })
     }
 
@@ -141,7 +148,12 @@ impl Qemu {
 
 impl Contestant for Qemu {
     fn name(&self) -> String {
-        format!("QEMU {}", self.binary.version)
+        let version = &self.binary.version;
+        match self.transport {
+            Transport::Rdma { pin_all: true } => format!("QEMU {version}, pin-all"),
+            Transport::Rdma { pin_all: false } => format!("QEMU {version}, chunks"),
+            Transport::Tcp | Transport::Unix => format!("QEMU {version}"),
+        }
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -159,6 +171,9 @@ impl Contestant for Qemu {
         let listen = match self.transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Transport::Unix => socket_uri(folder.path()),
+            Transport::Rdma { .. } => {
+                format!("rdma:{}:{}", rdma::Device::find()?.address, rdma::port())
+            }
         };
         destination.qmp.run("migrate-incoming", json!({ "uri": listen }))?;
         let uri = match self.transport {
@@ -170,7 +185,7 @@ impl Contestant for Qemu {
                     _ => return Err(format!("no socket-address in {told}").into()),
                 }
             }
-            Transport::Unix => listen,
+            Transport::Unix | Transport::Rdma { .. } => listen,
         };
         let used = source.process.cpu_seconds()? + destination.process.cpu_seconds()?;
         let begun = Instant::now();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mig_transport::{Address, Connector, Listener, MigrationAddress};
+use mig_transport_rdma::{RdmaConnector, RdmaListener, RdmaOptions};
 use mig_transport_tcp::{TcpConnector, TcpListener, TcpOptions};
 use mig_transport_unix::{UnixConnector, UnixListener, UnixOptions};
 
@@ -11,10 +12,15 @@ use crate::failure::Result;
 /// How long blocking sockets wait for the other end.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) fn connector(uri: &str) -> Result<Box<dyn Connector>> {
+/// `rdma_pin_all` matters to `rdma:` only.
+pub(super) fn connector(uri: &str, rdma_pin_all: bool) -> Result<Box<dyn Connector>> {
     match MigrationAddress::parse(uri)?.into_address() {
         Address::Inet(inet) => Ok(Box::new(TcpConnector::new(inet, TcpOptions::default()))),
         Address::Unix(unix) => Ok(Box::new(UnixConnector::new(unix, UnixOptions::default()))),
+        Address::Rdma(inet) => {
+            let options = RdmaOptions::with(|options| options.pin_all = rdma_pin_all);
+            Ok(Box::new(RdmaConnector::new(inet, options)))
+        }
         other => Err(format!("no contest runs over {}", other.scheme()).into()),
     }
 }
@@ -23,6 +29,9 @@ pub(super) async fn listener(uri: &str) -> Result<Box<dyn Listener>> {
     match MigrationAddress::parse(uri)?.into_address() {
         Address::Inet(inet) => Ok(Box::new(TcpListener::bind(&inet, TcpOptions::default()).await?)),
         Address::Unix(unix) => Ok(Box::new(UnixListener::bind(&unix, UnixOptions::default())?)),
+        Address::Rdma(inet) => {
+            Ok(Box::new(RdmaListener::bind(&inet, RdmaOptions::default()).await?))
+        }
         other => Err(format!("no contest runs over {}", other.scheme()).into()),
     }
 }

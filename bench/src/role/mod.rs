@@ -7,6 +7,7 @@
 //!          ◀── what it measured of itself ──
 //! ```
 
+mod contents;
 mod destination;
 mod foreign;
 mod guest;
@@ -14,6 +15,7 @@ mod meeting;
 mod paced;
 mod patterned;
 mod plain_loop;
+mod rdma_stream;
 mod source;
 
 use std::{
@@ -27,11 +29,13 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::{
+    contents::Contents,
     destination::{DestinationResult, DestinationRole},
     foreign::Foreign,
     paced::{PacedQuestion, PacedResult, PacedRole},
     patterned::Pattern,
     plain_loop::{LoopResult, LoopRole, Walk},
+    rdma_stream::{Speaker, StreamResult, StreamRole},
     source::{SourceResult, SourceRole},
 };
 use crate::failure::{Result, chain};
@@ -50,6 +54,10 @@ pub(crate) enum Role {
     LoopWriter(LoopRole),
     /// The reading end of a bare loop.
     LoopReader(LoopRole),
+    /// Sends stream bytes over `rdma:`.
+    RdmaStreamSender(StreamRole),
+    /// Reads them.
+    RdmaStreamReader(StreamRole),
     /// Reads a stream and notes when what came.
     Paced(PacedRole),
     /// Somebody else's program.
@@ -88,6 +96,8 @@ fn live(role: Option<OsString>) -> Result<()> {
         Role::Destination(role) => destination::live(&role),
         Role::LoopWriter(role) => plain_loop::write(&role),
         Role::LoopReader(role) => plain_loop::read(&role),
+        Role::RdmaStreamSender(role) => rdma_stream::send(&role),
+        Role::RdmaStreamReader(role) => rdma_stream::read(&role),
         Role::Paced(role) => paced::live(&role),
         Role::Foreign(foreign) => foreign.live(),
     }

@@ -6,12 +6,12 @@ use mig_engine::{Capabilities, Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Go, Pattern, Ready, cpu, guest::IdleGuest, hear, meeting::connector, on_runtime,
+    Contents, Go, Pattern, Ready, cpu, guest::IdleGuest, hear, meeting::connector, on_runtime,
     patterned::Patterned, say,
 };
 use crate::{
     failure::Result,
-    memory::{checksum, fill, guest_ram, whole},
+    memory::{checksum, guest_ram, whole},
 };
 
 /// What to send, and how.
@@ -22,12 +22,14 @@ pub(crate) struct SourceRole {
     pub(crate) return_path: bool,
     pub(crate) max_bandwidth: u64,
     pub(crate) downtime_limit_ms: u64,
-    pub(crate) seed: u64,
+    pub(crate) contents: Contents,
+    /// Over `rdma:`, register all memory of both ends up front.
+    pub(crate) rdma_pin_all: bool,
 }
 
 impl SourceRole {
     /// An idle guest of so many bytes, everything at its default.
-    pub(crate) fn idle(ram_bytes: u64, seed: u64) -> Self {
+    pub(crate) fn idle(ram_bytes: u64, contents: Contents) -> Self {
         let Parameters { max_bandwidth, downtime_limit, .. } = Parameters::default();
         Self {
             ram_bytes,
@@ -35,7 +37,8 @@ impl SourceRole {
             return_path: true,
             max_bandwidth,
             downtime_limit_ms: downtime_limit,
-            seed,
+            contents,
+            rdma_pin_all: false,
         }
     }
 }
@@ -63,10 +66,10 @@ pub(crate) struct SourceResult {
 
 pub(super) fn live(role: &SourceRole) -> Result<()> {
     let memory = Arc::new(Patterned::new(guest_ram(role.ram_bytes)?, role.pattern));
-    fill(&whole(memory.ram()), role.seed);
+    role.contents.put_into(memory.ram())?;
     say(&Ready { address: None })?;
     let go: Go = hear()?;
-    let connector = connector(&go.address)?;
+    let connector = connector(&go.address, role.rdma_pin_all)?;
     let mut capabilities = Capabilities::default();
     capabilities.return_path = role.return_path;
     let mut parameters = Parameters::default();

@@ -1,0 +1,39 @@
+//! What guest memory holds before it migrates.
+
+use mig_ram::{PAGE_SIZE, RamBlocks};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    failure::Result,
+    memory::{fill, whole},
+};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Contents {
+    /// Pages that neither compress nor repeat; repeatable by the seed.
+    Noise(u64),
+    /// Zeros that somebody wrote: every page is there.
+    Zeros,
+    /// What nobody touched.
+    Nothing,
+}
+
+impl Contents {
+    /// The noise of all contests.
+    pub(crate) const NOISE: Self = Self::Noise(7);
+
+    pub(super) fn put_into(self, ram: &RamBlocks) -> Result<()> {
+        let memory = whole(ram);
+        match self {
+            Self::Noise(seed) => fill(&memory, seed),
+            Self::Zeros => {
+                for offset in (0..memory.len()).step_by(PAGE_SIZE) {
+                    memory.sub(offset, 1)?.copy_in(&[0]);
+                }
+            }
+            Self::Nothing => {}
+        }
+        Ok(())
+    }
+}
