@@ -62,13 +62,36 @@ enum Event {
     Broken,
 }
 
-/// Boots, runs the order, ends the machine.
+/// How often a machine may fail to boot: now and then a kernel under emulation trips over its own patching of code.
+const BOOTS: usize = 3;
+/// How long booting may take, ten times what it does on a busy machine.
+const BOOT_TIME: Duration = Duration::from_secs(120);
+
+/// Boots, runs the order, ends the machine. A machine that does not come up is given up and another one booted.
 pub(crate) fn run(
     lab: &Lab,
     order: &Order<'_>,
     size: &Size,
     sink: &mut Sink<'_>,
 ) -> Result<Ended, String> {
+    for _ in 1..BOOTS {
+        if let Some(ended) = attempt(lab, order, size, sink, true)? {
+            return Ok(ended);
+        }
+        eprintln!("xtask: the virtual machine did not come up; once more");
+    }
+    let ended = attempt(lab, order, size, sink, false)?;
+    ended.ok_or_else(|| "the virtual machine does not come up".to_owned())
+}
+
+/// `None` if the command was never begun and `may_fail`.
+fn attempt(
+    lab: &Lab,
+    order: &Order<'_>,
+    size: &Size,
+    sink: &mut Sink<'_>,
+    may_fail: bool,
+) -> Result<Option<Ended>, String> {
     let directory = RunDirectory::create(&lab.directory, order)?;
     let (ours, theirs): (Vec<_>, Vec<_>) = [pair()?, pair()?].into_iter().unzip();
     let machine = Machine::start(lab, &directory, size, theirs)?;
@@ -79,8 +102,12 @@ pub(crate) fn run(
         std::thread::spawn(move || read(stream, socket, until, &sender));
     }
     drop(sender);
-    let ended = follow(&events, size.timeout, sink);
+    let ended = follow(&events, size.timeout, &directory, sink);
     drop(machine);
+    if may_fail && matches!(ended, Some(Followed::Broken)) && !directory.begun() {
+        directory.conclude(false)?;
+        return Ok(None);
+    }
     let ended = match ended {
         Some(Followed::Complete) => directory.status().map(Ended::With),
         Some(Followed::Broken) => Err(format!(
@@ -98,7 +125,7 @@ pub(crate) fn run(
     };
     let keep = !matches!(ended, Ok(Ended::With(_)));
     directory.conclude(keep)?;
-    ended
+    ended.map(Some)
 }
 
 enum Followed {
@@ -107,15 +134,28 @@ enum Followed {
 }
 
 /// Hands pieces to the sink until both streams have ended; `None` when time is up.
-fn follow(events: &Receiver<Event>, timeout: Duration, sink: &mut Sink<'_>) -> Option<Followed> {
-    let deadline = Instant::now() + timeout;
+fn follow(
+    events: &Receiver<Event>,
+    timeout: Duration,
+    directory: &RunDirectory,
+    sink: &mut Sink<'_>,
+) -> Option<Followed> {
+    const LOOK: Duration = Duration::from_secs(5);
+    let started = Instant::now();
+    let deadline = started + timeout;
     let (mut complete, mut broken) = (0, 0);
     while complete + broken < 2 {
-        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match events.recv_timeout(left.min(LOOK)) {
             Ok(Event::Piece(stream, piece)) => sink(stream, &piece),
             Ok(Event::Complete) => complete += 1,
             Ok(Event::Broken) | Err(RecvTimeoutError::Disconnected) => broken += 1,
-            Err(RecvTimeoutError::Timeout) => return None,
+            Err(RecvTimeoutError::Timeout) if left <= LOOK => return None,
+            Err(RecvTimeoutError::Timeout) => {
+                if started.elapsed() > BOOT_TIME && !directory.begun() {
+                    return Some(Followed::Broken);
+                }
+            }
         }
     }
     Some(if broken == 0 { Followed::Complete } else { Followed::Broken })

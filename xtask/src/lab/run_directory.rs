@@ -3,6 +3,7 @@
 //! ```text
 //!   target/lab/run-PID-N/
 //!     run, marker, session.sh, command.sh     in: the directory's own path, the end of a stream, what to do
+//!     begun                                   out: there once the command runs
 //!     status                                  out: the exit status, or "setup"
 //!     console.log, qemu.log                   for a look when something went wrong
 //!     out/                                    out: MIG_LAB_OUT, whatever the command leaves there
@@ -78,6 +79,11 @@ impl RunDirectory {
     /// What the command's two streams end with.
     pub(crate) fn marker(&self) -> &[u8] {
         &self.marker
+    }
+
+    /// Whether the command was begun; if not, it may be tried again.
+    pub(crate) fn begun(&self) -> bool {
+        self.path.join("begun").exists()
     }
 
     /// How the command ended.

@@ -43,6 +43,7 @@ cat /run/lab.stdout >&8 &
 stdout=$!
 cat /run/lab.stderr >&9 &
 stderr=$!
+: >"$run/begun"
 setsid --wait /bin/bash "$run/command.sh" </dev/null >/run/lab.stdout 2>/run/lab.stderr 8>&- 9>&-
 status=$?
 
