@@ -481,10 +481,9 @@ impl Farewell {
             self.disconnect();
             return;
         }
-        let farewell = Arc::clone(self);
-        // Where the runtime is going, dropping the future disconnects at once.
+        let disconnecting = Disconnecting(Arc::clone(self));
+        // Where the runtime is going, dropping the future, which may never have begun, disconnects at once.
         self.runtime.spawn(async move {
-            let disconnecting = Disconnecting(farewell);
             sleep(LAST_WORDS).await;
             drop(disconnecting);
         });

@@ -6,13 +6,22 @@
 //!                                                                        from there, the same way ┘
 //! ```
 //!
-//! A stranger costs its handshake and nothing else; everybody else is served meanwhile.
+//! A stranger costs its handshake and nothing else; everybody else is served meanwhile. Of too many the oldest goes: a sound
+//! handshake is over in no time, one that is not keeps its place until it is needed.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use mig_transport::{Channel, Error, Listener, Result, address::InetAddress};
-use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+use tokio::{
+    sync::oneshot,
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
 
 use crate::{
     channel,
@@ -26,7 +35,7 @@ use crate::{
 
 /// Requests the system keeps waiting.
 const BACKLOG: u32 = 16;
-/// Handshakes under way; who comes beyond them is refused.
+/// Handshakes under way; whoever comes beyond them takes the place of the oldest.
 const MOST_HANDSHAKES: usize = 16;
 
 /// Waits for rdma channels at one address.
@@ -35,6 +44,7 @@ pub struct RdmaListener {
     id: CmId,
     options: RdmaOptions,
     handshakes: JoinSet<Result<Channel>>,
+    oldest_first: VecDeque<AbortHandle>,
     /// Who waits for the second connection of a return path.
     awaited: HashMap<IpAddr, oneshot::Sender<CmEvent>>,
 }
@@ -71,6 +81,7 @@ impl RdmaListener {
                         id,
                         options,
                         handshakes: JoinSet::new(),
+                        oldest_first: VecDeque::new(),
                         awaited: HashMap::new(),
                     });
                 }
@@ -99,9 +110,12 @@ impl RdmaListener {
             let _ = waiting.send(event);
             return;
         }
-        if self.handshakes.len() >= MOST_HANDSHAKES {
-            tracing::warn!(from = ?from, "too many handshakes under way, refused");
-            return;
+        self.oldest_first.retain(|handshake| !handshake.is_finished());
+        if self.oldest_first.len() >= MOST_HANDSHAKES
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            tracing::warn!(from = ?from, "too many handshakes under way, dropped the oldest");
+            oldest.abort();
         }
         let back = self.options.return_path.then(|| {
             let (send, receive) = oneshot::channel();
@@ -111,11 +125,12 @@ impl RdmaListener {
             receive
         });
         let options = self.options.clone();
-        self.handshakes.spawn(async move {
+        let handshake = self.handshakes.spawn(async move {
             let outcome = handshake(id, &event.private_data, back, &options).await;
             outcome
                 .inspect_err(|error| tracing::warn!(from = ?from, %error, "dropped a connection"))
         });
+        self.oldest_first.push_back(handshake);
     }
 }
 

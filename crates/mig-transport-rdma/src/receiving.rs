@@ -49,9 +49,11 @@ impl ReceivingEnd {
         Self { link, rule, current: None, counters, hangs_up_first: false, is_return_path: true }
     }
 
-    /// Says READY if that is possible: early, since the other end may then send while what came is being read.
+    /// Says READY if that is possible: early, since the other end may then send while what came is being read. Not while a
+    /// message waits that has come already: it would make one lawful that was sent without READY.
     fn say_ready(&mut self) -> Result<()> {
-        if self.rule.may_ready() && self.link.has_spare() && !self.link.ended() {
+        let none_waits = self.link.inbox.is_empty() && !self.link.ended();
+        if none_waits && self.rule.may_ready() && self.link.has_spare() {
             self.rule.ready()?;
             self.counters.round_trip();
             self.link.post(&Outgoing::Ready)?;

@@ -20,7 +20,7 @@ use crate::{
     counters::RdmaCounters,
     link::{Arrived, Link, Progress, RECVS, broken},
     protocol::{
-        header::Frame,
+        header::{Frame, Kind},
         message::Outgoing,
         ready::{Cleared, Sender},
         stream::StreamFill,
@@ -152,7 +152,7 @@ impl SendingEnd {
         }
         let Some(mut buffer) = self.filling.take() else { return Poll::Ready(Ok(())) };
         if let Some(len) = self.fill.finish(&mut buffer) {
-            self.rule.send(crate::protocol::header::Kind::QemuFile)?;
+            self.rule.send(Kind::QemuFile)?;
             self.counters.round_trip();
             tracing::trace!(link = self.link.name(), len, "sending stream bytes");
             self.link.post_buffer(buffer, len)?;
@@ -160,18 +160,25 @@ impl SendingEnd {
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until the other end hung up.
+    /// Waits until the other end hung up; fails if it said ERROR before.
     fn poll_hung_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        while !self.link.ended() {
-            match ready!(self.link.poll_progress(cx))? {
-                Progress::Some => {
-                    // A READY for what will not come.
-                    self.link.inbox.clear();
+        loop {
+            // A READY may come for what will not.
+            while let Some(arrived) = self.link.inbox.pop_front() {
+                let kind = Frame::decode(arrived.bytes())?.header.kind;
+                if kind == Kind::Error {
+                    self.rule.received(kind)?;
                 }
-                Progress::Ended => break,
+            }
+            if self.link.ended() {
+                return Poll::Ready(Ok(()));
+            }
+            // That the link broke is no reason to think that what arrived was not read.
+            match ready!(self.link.poll_progress(cx)) {
+                Ok(Progress::Some) => {}
+                Ok(Progress::Ended) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -209,7 +216,8 @@ impl AsyncWrite for RdmaSendHalf {
     }
 
     /// Flushes, and waits for the other end to hang up: hanging up first may cost it what it has not read yet
-    /// (docs/wire/rdma.md §12). There is nothing to wait for where it has answered.
+    /// (docs/wire/rdma.md §12). There is nothing to wait for where it has answered. An ERROR meanwhile is the other end's last
+    /// word: it has read what came, and will not run the guest.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let mut end = lock(&this.end);

@@ -212,6 +212,9 @@ impl Receiver {
             self.over = true;
             return Err(Error::PeerFailed);
         }
+        if kind == Kind::None {
+            return Err(Error::unexpected(kind, "which is never sent"));
+        }
         if !kind.needs_ready() {
             return Err(Error::unexpected(kind, "to the receiving side, which never gets one"));
         }
