@@ -135,6 +135,14 @@ unsafe impl Region for Mapping {
     fn len(&self) -> usize {
         self.len
     }
+
+    fn touched(&self, offset: usize, len: usize, each: &mut dyn FnMut(usize, usize)) -> bool {
+        let known = crate::residency::touched(self, offset, len, each);
+        if let Err(error) = &known {
+            tracing::debug!(%error, "cannot tell which pages were touched");
+        }
+        known.is_ok()
+    }
 }
 
 impl Drop for Mapping {

@@ -246,9 +246,9 @@ impl GuestMemory for RamBlocks {
 
     fn mark_touched(&self, index: usize, into: &DirtyBitmap) -> Result<bool> {
         let block = self.set.by_index(index).ok_or_else(|| no_block(index))?;
-        let whole = block.slice(0, block.pages() * PAGE_SIZE)?;
         let limit = block.pages().min(into.pages());
-        let known = crate::residency::touched(block.mapping(), &whole, |offset, len| {
+        let bytes = block.pages() * PAGE_SIZE;
+        let known = crate::residency::touched(block.mapping(), 0, bytes, |offset, len| {
             let start = (offset / PAGE_SIZE).min(limit);
             let end = (offset + len).div_ceil(PAGE_SIZE).min(limit);
             into.set_range(start, end - start);

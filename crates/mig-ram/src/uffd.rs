@@ -387,11 +387,30 @@ impl Pagemap {
         &self,
         range: &RegionSlice,
         scan: Scan,
+        each: impl FnMut(usize, usize),
+    ) -> Result<(), ScanFailure> {
+        self.scan_range(raw_range(range, 0, range.len()), scan, each)
+    }
+
+    /// [`scan`](Self::scan) of `len` bytes from address `start`, for pages that exist.
+    pub(crate) fn scan_existing(
+        &self,
+        start: usize,
+        len: usize,
+        each: impl FnMut(usize, usize),
+    ) -> Result<(), ScanFailure> {
+        let range = raw::uffdio_range { start: start as u64, len: len as u64 };
+        self.scan_range(range, Scan::Existing, each)
+    }
+
+    fn scan_range(
+        &self,
+        whole: raw::uffdio_range,
+        scan: Scan,
         mut each: impl FnMut(usize, usize),
     ) -> Result<(), ScanFailure> {
         const REGIONS: usize = 512;
         let mut regions = [raw::page_region { start: 0, end: 0, categories: 0 }; REGIONS];
-        let whole = raw_range(range, 0, range.len());
         let end = whole.start + whole.len;
         let mut at = whole.start;
         while at < end {
@@ -415,8 +434,8 @@ impl Pagemap {
                 category_anyof_mask: u64::from(any_of),
                 return_mask: u64::from(mask | any_of),
             };
-            // SAFETY: the range is a live slice; the kernel fills at most `REGIONS` entries of the array, which is
-            // borrowed until after the call.
+            // SAFETY: the kernel fills at most `REGIONS` entries of the array, which is borrowed until after the call; of the
+            // range it only reads, and protects, page tables, and it refuses what is not mapped.
             let found = unsafe { rustix::ioctl::ioctl(&self.0, PagemapScan(&mut request)) };
             let failed = |errno: Errno| ScanFailure {
                 from: (at - whole.start) as usize,
@@ -441,14 +460,14 @@ impl Pagemap {
     /// The same for existing pages only, by reading an entry for each page: slower, any kernel.
     pub(crate) fn read_existing(
         &self,
-        range: &RegionSlice,
+        start: usize,
+        len: usize,
         mut each: impl FnMut(usize, usize),
     ) -> io::Result<()> {
         const ENTRY: usize = 8;
         const EXISTS: u64 = 1 << 63 | 1 << 62;
         let page = rustix::param::page_size();
-        let first = range.as_ptr().as_ptr().addr() / page;
-        let pages = range.len().div_ceil(page);
+        let (first, pages) = (start / page, len.div_ceil(page));
         let mut entries = vec![0; ENTRY * 8192];
         let mut at = 0;
         while at < pages {

@@ -4,7 +4,10 @@ use std::{collections::HashMap, future::poll_fn, sync::Arc};
 
 use async_trait::async_trait;
 use mig_ram::{MAX_ZERO_PAGES, PAGE_SIZE, zero_pages};
-use mig_transport::{Error, RamBlockInfo, RamHooks, RegionSlice, Result, SavePages, WindowReason};
+use mig_transport::{
+    Error, OutOfRegion, RamBlockInfo, RamHooks, Region, RegionSlice, Result, SavePages,
+    WindowReason,
+};
 
 use crate::{
     counters::RdmaCounters,
@@ -126,21 +129,14 @@ impl DestinationHooks {
         self.counters.zeroed(span.len);
         let memory = self.slice(span)?;
         let region = &**memory.region();
-        let out_of_region = |error: mig_transport::OutOfRegion| Error::Misuse {
+        let out_of_region = |error: OutOfRegion| Error::Misuse {
             what: format!("rdma: making memory zero: {error}"),
         };
         let (mut at, end) = (span.offset, span.end());
         while at < end {
             let step = (end - at).min(ZERO_STEP);
-            for page in (at..at + step).step_by(MAX_ZERO_PAGES * PAGE_SIZE) {
-                let len = (at + step - page).min((MAX_ZERO_PAGES * PAGE_SIZE) as u64) as usize;
-                let (whole, page) = (len / PAGE_SIZE, page as usize);
-                let zero = zero_pages(region, page, whole).map_err(out_of_region)?;
-                for number in (0..whole).filter(|number| zero >> number & 1 == 0) {
-                    region.zero_at(page + number * PAGE_SIZE, PAGE_SIZE).map_err(out_of_region)?;
-                }
-                // QEMU sends whole pages; anything else is as legal.
-                region.zero_at(page + whole * PAGE_SIZE, len % PAGE_SIZE).map_err(out_of_region)?;
+            for (start, len) in touched(region, at as usize, step as usize) {
+                zero_where_needed(region, start, len).map_err(out_of_region)?;
             }
             at += step;
             tokio::task::yield_now().await;
@@ -220,6 +216,32 @@ impl RamHooks for DestinationHooks {
         lock(&self.end).link.farewell().complete();
         Ok(())
     }
+}
+
+/// The parts of a range that may hold something. The others need not even be read, which would cost a page fault each.
+fn touched(region: &dyn Region, offset: usize, len: usize) -> Vec<(usize, usize)> {
+    let (mut parts, end) = (Vec::new(), offset + len);
+    let known = region.touched(offset, len, &mut |start, len| {
+        let (start, end) = (start.max(offset), (start + len).min(end));
+        parts.push((start, end.saturating_sub(start)));
+    });
+    if known { parts } else { vec![(offset, len)] }
+}
+
+/// Reads first: what is zero stays unwritten.
+fn zero_where_needed(region: &dyn Region, start: usize, len: usize) -> Result<(), OutOfRegion> {
+    const STEP: usize = MAX_ZERO_PAGES * PAGE_SIZE;
+    for at in (start..start + len).step_by(STEP) {
+        let len = (start + len - at).min(STEP);
+        let whole = len / PAGE_SIZE;
+        let zero = zero_pages(region, at, whole)?;
+        for number in (0..whole).filter(|number| zero >> number & 1 == 0) {
+            region.zero_at(at + number * PAGE_SIZE, PAGE_SIZE)?;
+        }
+        // QEMU sends whole pages; anything else is as legal.
+        region.zero_at(at + whole * PAGE_SIZE, len % PAGE_SIZE)?;
+    }
+    Ok(())
 }
 
 fn only_serves() -> Error {

@@ -32,6 +32,14 @@ pub unsafe trait Region: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Reports, as (offset, length), the parts of `len` bytes from `offset` that may hold something; the rest was never
+    /// touched: it reads as zeros without being looked at. Answers whether that is known; if not, what was reported means
+    /// nothing. Pages that change meanwhile may or may not be reported.
+    fn touched(&self, offset: usize, len: usize, each: &mut dyn FnMut(usize, usize)) -> bool {
+        let _ = (offset, len, each);
+        false
+    }
 }
 
 /// Copies without a [`RegionSlice`], and so without its reference count, which the loops that touch every page of
