@@ -52,7 +52,7 @@ const FAREWELL: u64 = u64::MAX - 2;
 
 /// How long the words of a farewell get before the connection goes.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// How long an acknowledgement may come behind the news that the other end hung up.
+/// How long an acknowledgement may come behind the news that the other end hung up, and the news behind its echo.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
 /// A message that came: the buffer it is in, and its length.
@@ -97,8 +97,10 @@ pub(crate) struct Link {
     ended: bool,
     /// Messages whose arrival is not known.
     unsent: u32,
-    /// Once the other end hung up: how long acknowledgements are waited for that may be under way.
+    /// Once the other end hung up, or the queue pair broke: how long acknowledgements, or the reason, are waited for.
     aftermath: Option<Pin<Box<Sleep>>>,
+    /// The device gave work back undone: the queue pair is of no more use.
+    flushed: bool,
     /// The reason sticks: what comes later is only its echo.
     failed: Option<String>,
     keepalive: Keepalive,
@@ -155,6 +157,7 @@ impl Preparing {
             ended: false,
             unsent: 0,
             aftermath: None,
+            flushed: false,
             failed: None,
             keepalive: Keepalive::every(keepalive),
             alive: None,
@@ -329,17 +332,23 @@ impl Link {
             }
             if self.ended {
                 if self.unsent > 0 {
-                    let aftermath =
-                        self.aftermath.get_or_insert_with(|| Box::pin(sleep(AFTERMATH)));
-                    ready!(aftermath.as_mut().poll(cx));
+                    ready!(self.poll_aftermath(cx));
                 }
                 return Poll::Ready(Ok(Progress::Ended));
+            }
+            if self.flushed {
+                ready!(self.poll_aftermath(cx));
+                return Poll::Ready(Err(gave_up()));
             }
             ready!(self.keepalive.poll_due(cx));
             // A full queue needs no probe: what fills it is one.
             self.keepalive.asked = self.queue_pair().post_probe(PROBE).is_ok();
             tracing::trace!(link = %self.name, "probing");
         }
+    }
+
+    fn poll_aftermath(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.aftermath.get_or_insert_with(|| Box::pin(sleep(AFTERMATH))).as_mut().poll(cx)
     }
 
     fn take_event(&mut self, event: &CmEvent) -> Result<bool> {
@@ -367,7 +376,8 @@ impl Link {
         match status {
             WorkStatus::Success => {}
             WorkStatus::Flushed => {
-                // The echo of an end. Its cause comes as another completion, or as an event.
+                // The echo of an end. Its cause comes as another completion, or as an event; hardly ever as neither.
+                self.flushed = true;
                 return Ok(false);
             }
             failed => return Err(work_failed(kind, failed, vendor_error)),
@@ -543,6 +553,15 @@ fn work_failed(kind: WorkKind, status: WorkStatus, vendor_error: u32) -> Error {
         _ => "",
     };
     broken(format!("{kind} failed: {status} (vendor error {vendor_error:#x}){hint}"))
+}
+
+/// All work came back undone, and nobody says why: this end's device refuses what the other end does to it without a word to
+/// us, a WRITE to memory that is not open, say.
+fn gave_up() -> Error {
+    broken(
+        "this end's device gave the connection up: the other end wrote where it may not, or the connection was stopped here"
+            .into(),
+    )
 }
 
 /// The link is broken.
