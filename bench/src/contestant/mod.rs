@@ -12,7 +12,7 @@ pub(crate) use self::{
     iperf::Iperf,
     mig::{Mig, Transport},
     plain_loop::PlainLoop,
-    qemu::{Binary, Qemu},
+    qemu::{Binary, Qemu, QemuState},
     rdma_stream::RdmaStream,
 };
 use crate::{contest::Sample, failure::Result};

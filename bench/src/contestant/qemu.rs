@@ -98,11 +98,19 @@ struct Running {
     qmp: Qmp,
 }
 
-impl Qemu {
-    fn start(&self, name: &str, folder: &TempDir, more: &[String]) -> Result<Running> {
+impl Running {
+    /// A stopped guest of so much memory, waiting for commands; capabilities and parameters are set.
+    fn start(
+        binary: &Binary,
+        transport: Transport,
+        ram_bytes: u64,
+        name: &str,
+        folder: &TempDir,
+        more: &[String],
+    ) -> Result<Self> {
         let socket = folder.path().join(format!("{name}.qmp"));
         let listener = UnixListener::bind(&socket)?;
-        let mib = self.ram_bytes >> 20;
+        let mib = ram_bytes >> 20;
         let mut arguments: Vec<String> = format!(
             "-name {name} -no-user-config -nodefaults -display none -accel tcg -S -m {mib} \
              -chardev socket,id=qmp,path={} -mon chardev=qmp,mode=control",
@@ -112,7 +120,7 @@ impl Qemu {
         .map(str::to_owned)
         .collect();
         arguments.extend_from_slice(more);
-        let mut process = self.binary.start(&format!("QEMU's {name}"), arguments)?;
+        let mut process = binary.start(&format!("QEMU's {name}"), arguments)?;
         listener.set_nonblocking(true)?;
         let deadline = Instant::now() + STEP;
         let stream = loop {
@@ -127,16 +135,22 @@ impl Qemu {
         stream.set_nonblocking(false)?;
         let mut qmp = Qmp::new(stream)?;
         // Over rdma 7.2 has no return path outside of postcopy.
-        let return_path = !matches!(self.transport, Transport::Rdma { .. });
+        let return_path = !matches!(transport, Transport::Rdma { .. });
         let capabilities = [("events", true), ("return-path", return_path)]
             .map(|(capability, state)| json!({ "capability": capability, "state": state }));
         qmp.run("migrate-set-capabilities", json!({ "capabilities": capabilities }))?;
         qmp.run("migrate-set-parameters", json!({ "max-bandwidth": MAX_BANDWIDTH }))?;
-        if let Transport::Rdma { pin_all } = self.transport {
+        if let Transport::Rdma { pin_all } = transport {
             let capability = json!({ "capability": "rdma-pin-all", "state": pin_all });
             qmp.run("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
         }
-        Ok(Running { process, qmp })
+        Ok(Self { process, qmp })
+    }
+}
+
+impl Qemu {
+    fn start(&self, name: &str, folder: &TempDir, more: &[String]) -> Result<Running> {
+        Running::start(&self.binary, self.transport, self.ram_bytes, name, folder, more)
     }
 
     /// The guest's memory, under the same name at both ends: that is the block's name on the wire.
@@ -171,9 +185,7 @@ impl Contestant for Qemu {
         let listen = match self.transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Transport::Unix => socket_uri(folder.path()),
-            Transport::Rdma { .. } => {
-                format!("rdma:{}:{}", rdma::Device::find()?.address, rdma::port())
-            }
+            Transport::Rdma { .. } => rdma_uri()?,
         };
         destination.qmp.run("migrate-incoming", json!({ "uri": listen }))?;
         let uri = match self.transport {
@@ -212,4 +224,99 @@ impl Contestant for Qemu {
 fn socket_uri(folder: &Path) -> String {
     let path = folder.join("migration");
     format!("unix:{}", path.display())
+}
+
+fn rdma_uri() -> Result<String> {
+    Ok(format!("rdma:{}:{}", rdma::Device::find()?.address, rdma::port()))
+}
+
+/// Device state of a QEMU: many network cards, each of which saves its 128 KiB of registers.
+pub(crate) struct QemuState {
+    binary: Binary,
+    transport: Transport,
+    /// Of all cards in the stream.
+    bytes: u64,
+}
+
+/// The memory of a guest that is there for its devices.
+const STATE_RAM: u64 = 16 << 20;
+
+/// Slots of the machine's bus that are used, each with eight cards.
+const STATE_SLOTS: std::ops::Range<u32> = 3..8;
+
+impl QemuState {
+    /// Sees how much the cards save, by saving a guest with and one without them.
+    pub(crate) fn new(binary: Binary, transport: Transport) -> Result<Self> {
+        let with = saved_bytes(&binary, &cards())?;
+        let without = saved_bytes(&binary, &[])?;
+        let bytes = with.checked_sub(without).ok_or("network cards save less than nothing")?;
+        Ok(Self { binary, transport, bytes })
+    }
+}
+
+fn cards() -> Vec<String> {
+    let functions = STATE_SLOTS.flat_map(|slot| (0..8).map(move |function| (slot, function)));
+    functions
+        .flat_map(|(slot, function)| {
+            let card = format!("e1000,addr={slot}.{function},multifunction=on,romfile=");
+            ["-device".to_owned(), card]
+        })
+        .collect()
+}
+
+fn saved_bytes(binary: &Binary, devices: &[String]) -> Result<u64> {
+    let folder = tempfile::Builder::new().prefix("mig-bench-").tempdir()?;
+    let mut source = Running::start(binary, Transport::Unix, STATE_RAM, "saved", &folder, devices)?;
+    let file = folder.path().join("stream");
+    // Nobody answers there.
+    let no_return_path = json!([{ "capability": "return-path", "state": false }]);
+    source.qmp.run("migrate-set-capabilities", json!({ "capabilities": no_return_path }))?;
+    let uri = format!("exec:cat > {}", file.display());
+    source.qmp.run("migrate", json!({ "uri": uri }))?;
+    match source.qmp.migration_ended(TRANSFER)?.as_str() {
+        "completed" => Ok(std::fs::metadata(&file)?.len()),
+        ended => Err(source.process.complaint(&format!("saving {ended}")).into()),
+    }
+}
+
+impl Contestant for QemuState {
+    fn name(&self) -> String {
+        format!("QEMU {}, cards over {}", self.binary.version, self.transport.name())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        2 * (STATE_RAM + self.bytes)
+    }
+
+    fn run(&mut self) -> Result<Turn> {
+        let folder = tempfile::Builder::new().prefix("mig-bench-").tempdir()?;
+        let start = |name: &str, more: &[&str]| {
+            let mut arguments = cards();
+            // A block's name on the wire; both ends must agree.
+            let object = format!("memory-backend-ram,id=ram,size={STATE_RAM}");
+            arguments.extend(
+                ["-machine", "pc,memory-backend=ram", "-object", &object].map(str::to_owned),
+            );
+            arguments.extend(more.iter().map(|word| (*word).to_owned()));
+            Running::start(&self.binary, self.transport, STATE_RAM, name, &folder, &arguments)
+        };
+        let mut source = start("source", &[])?;
+        let mut destination = start("destination", &["-incoming", "defer"])?;
+        let uri = match self.transport {
+            Transport::Rdma { .. } => rdma_uri()?,
+            Transport::Tcp | Transport::Unix => socket_uri(folder.path()),
+        };
+        destination.qmp.run("migrate-incoming", json!({ "uri": uri }))?;
+        source.qmp.run("migrate", json!({ "uri": uri }))?;
+        let ended = source.qmp.migration_ended(TRANSFER)?;
+        let loaded = destination.qmp.migration_ended(TRANSFER)?;
+        let told = source.qmp.run("query-migrate", json!({}))?;
+        if (ended.as_str(), loaded.as_str()) != ("completed", "completed") {
+            let what = format!("{loaded} and the source {ended}: {told}");
+            return Err(destination.process.complaint(&what).into());
+        }
+        let downtime = told["downtime"].as_f64().ok_or("QEMU does not tell its downtime")?;
+        let sample = Sample { seconds: downtime / 1e3, cpu_seconds: None, bytes: self.bytes };
+        Ok(Turn { sample, remark: None })
+    }
 }
