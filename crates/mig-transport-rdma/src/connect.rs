@@ -18,6 +18,9 @@ use crate::{
 
 /// QEMU's own wait for an address, and again for the way there (docs/wire/rdma.md §1). The deadline is shorter.
 const RESOLVING: Duration = Duration::from_secs(10);
+/// Retransmissions before the device calls the link dead; QEMU's number is 5. Not 7, the most there is: soft-RoCE takes it for
+/// "for ever", and never finds a dead peer (docs/wire/rdma.md §2.5).
+const RETRIES: u8 = 6;
 /// How long the destination's first READY is waited for before the return path is opened: it proves that a QEMU is past the
 /// wait in which it would take the second connection for an answer to the first. One that waits for the return path before it
 /// reads says nothing (docs/wire/rdma.md §11, §16).
@@ -143,7 +146,7 @@ impl RdmaConnector {
             private_data: &request.encode(),
             initiator_depth: 2,
             responder_resources: 0,
-            retry_count: 7,
+            retry_count: RETRIES,
             rnr_retry_count: 7,
         })?;
         let (link, said) = preparing.established().await?;

@@ -178,7 +178,8 @@ async fn accept(id: CmId, said: &[u8], options: &RdmaOptions) -> Result<(Link, A
         private_data: &reply.encode(),
         responder_resources: 2,
         initiator_depth: 0,
-        retry_count: 7,
+        // The request's counts.
+        retry_count: 0,
         rnr_retry_count: 7,
     })?;
     let deadline: Duration = options.handshake_deadline;

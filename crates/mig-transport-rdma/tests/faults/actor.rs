@@ -47,7 +47,7 @@ fn parameters(private_data: &[u8]) -> ConnectParameters<'_> {
         private_data,
         responder_resources: 2,
         initiator_depth: 2,
-        retry_count: 7,
+        retry_count: 5,
         rnr_retry_count: 7,
     }
 }

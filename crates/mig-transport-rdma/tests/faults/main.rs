@@ -7,6 +7,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
 
 mod actor;
+mod dead;
+mod dropped;
 mod hostile_destination;
 mod hostile_source;
 mod migration;
@@ -20,7 +22,7 @@ use std::{
 };
 
 /// Ten times what anything here takes under emulation.
-const GUARD: Duration = Duration::from_secs(20);
+const GUARD: Duration = Duration::from_secs(60);
 
 /// Runs a test alone: `rdma resource show` counts what all of them use. Afterwards nothing may be left that was not there
 /// before.
