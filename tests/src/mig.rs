@@ -48,6 +48,14 @@ impl Mig {
         Self { process: Process::start(name, command(arguments), true) }
     }
 
+    /// Starts `mig` with everything that these modules (`RUST_LOG`'s directives) trace on its stderr.
+    #[must_use]
+    pub fn traced(name: &str, directives: &str, arguments: &[&str]) -> Self {
+        let mut command = command(arguments);
+        command.env("RUST_LOG", directives);
+        Self { process: Process::start(name, command, true) }
+    }
+
     /// Waits for the line that tells where it listens.
     #[must_use]
     #[track_caller]

@@ -44,15 +44,24 @@ impl Paused<'_> {
     /// If `contents` are longer than [`Paused::room`].
     #[must_use]
     pub fn source(&self, binary: &Binary, name: &str, contents: &[u8]) -> Qemu {
+        self.source_with(binary, name, contents, &[])
+    }
+
+    /// [`Paused::source`] with more arguments: devices, say, which the destination must have too.
+    ///
+    /// # Panics
+    /// If `contents` are longer than [`Paused::room`].
+    #[must_use]
+    pub fn source_with(&self, binary: &Binary, name: &str, contents: &[u8], more: &[&str]) -> Qemu {
         assert!(contents.len() <= self.room(), "{} bytes do not fit", contents.len());
         if contents.is_empty() {
-            return self.start(binary, name, &[]);
+            return self.start(binary, name, more);
         }
         let file = self.scratch.path(&format!("{name}.contents"));
         fs::write(&file, contents)
             .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
         let loader = format!("loader,file={},addr={FILLED_FROM:#x},force-raw=on", text(&file));
-        let qemu = self.start(binary, name, &["-device", &loader]);
+        let qemu = self.start(binary, name, &[&["-device", &loader], more].concat());
         // It has been read, and the lab's files are in memory.
         let _ = fs::remove_file(&file);
         qemu
@@ -61,7 +70,13 @@ impl Paused<'_> {
     /// The same machine, waiting for [`Qemu::incoming`]; stopped after loading.
     #[must_use]
     pub fn destination(&self, binary: &Binary, name: &str) -> Qemu {
-        self.start(binary, name, &["-incoming", "defer"])
+        self.destination_with(binary, name, &[])
+    }
+
+    /// [`Paused::destination`] with more arguments.
+    #[must_use]
+    pub fn destination_with(&self, binary: &Binary, name: &str, more: &[&str]) -> Qemu {
+        self.start(binary, name, &[&["-incoming", "defer"], more].concat())
     }
 
     /// All memory of a stopped guest, from address 0 on.

@@ -2,8 +2,10 @@
 //!
 //! Also the scissors for the opposite: streams from which something was cut out on purpose, to see who notices.
 
+use std::collections::BTreeMap;
+
 use mig_proto::return_path::{BitmapLimit, ReturnPathDecoder};
-use mig_proto::{Decoder, Event, Options, Presence, Step, encode};
+use mig_proto::{Decoder, Event, Options, Presence, SectionKind, Step, encode};
 
 /// Sizes of the pieces in which a stream reaches the decoder: a pipe's, a page's, and one that never falls on a
 /// boundary.
@@ -77,6 +79,66 @@ pub fn tally(what: &str, stream: &[u8]) -> Tally {
         _ => {}
     });
     tally
+}
+
+/// What a stream brings to a guest, however it is put: the last content of each page, and the devices.
+#[derive(PartialEq, Eq)]
+pub struct Brought {
+    /// By block and offset; a page of zeros is empty.
+    pub pages: BTreeMap<(String, u64), Vec<u8>>,
+    /// FULL sections, as they stand in the stream.
+    pub devices: Vec<u8>,
+}
+
+/// Takes a stream without XBZRLE apart.
+#[must_use]
+#[track_caller]
+pub fn brought(what: &str, stream: &[u8]) -> Brought {
+    let mut brought = Brought { pages: BTreeMap::new(), devices: Vec::new() };
+    let mut page = None;
+    let mut device = false;
+    walk(what, stream, PIECES[0], |event| {
+        match event {
+            Event::Page(record) => {
+                let key = (record.name.to_string(), record.offset);
+                brought.pages.insert(key.clone(), Vec::new());
+                page = Some(key);
+            }
+            Event::Payload(bytes) => {
+                let page = page.as_ref().expect("a payload comes behind its page");
+                brought.pages.get_mut(page).expect("inserted above").extend_from_slice(bytes);
+            }
+            Event::Zero(record) => {
+                brought.pages.insert((record.name.to_string(), record.offset), Vec::new());
+            }
+            Event::Section(section) => device = section.kind == SectionKind::Full,
+            _ => {}
+        }
+        if device {
+            encode::event(&mut brought.devices, event);
+        }
+        device &= !matches!(event, Event::Footer { .. });
+    });
+    // A page of zeros may come in full as well.
+    for content in brought.pages.values_mut().filter(|page| page.iter().all(|byte| *byte == 0)) {
+        content.clear();
+    }
+    brought
+}
+
+/// Demands that two streams bring the same.
+#[track_caller]
+pub fn assert_brings_the_same(what: &str, one: &Brought, other: &Brought) {
+    for (page, content) in &one.pages {
+        let there = other.pages.get(page);
+        assert!(
+            there == Some(content),
+            "{what}: page {page:?} differs (there: {})",
+            there.is_some()
+        );
+    }
+    assert_eq!(one.pages.len(), other.pages.len(), "{what}: pages that are only there");
+    assert!(one.devices == other.devices, "{what}: devices differ");
 }
 
 /// Feeds the stream in pieces and shows every event; panics with the decoder's error.

@@ -5,7 +5,9 @@
 
 mod device;
 mod fill;
+mod live_rdma;
 mod mig_rdma;
+mod mig_to_mig_rdma;
 mod qemu_rdma;
 mod vsock;
 
