@@ -19,7 +19,7 @@ use crate::{
     suite::{Findings, wanted},
 };
 
-/// For all of it: emulated, each transfer takes seconds.
+/// How long a round of one benchmark may take: emulated, each transfer takes seconds.
 const SECONDS_PER_BENCHMARK_AND_RUN: u32 = 900;
 
 /// Memory of the virtual machine.
