@@ -573,8 +573,11 @@ fn buffers_refused(error: crate::verbs::Error) -> Error {
     if !error.is_out_of_memory() {
         return error.into();
     }
-    let needed = (RECVS + SENDS) * CONTROL_BUFFER + HEADER_LEN;
-    crate::memlock::too_little(needed as u64, "the control buffers of a connection")
+    let needed = ((RECVS + SENDS) * CONTROL_BUFFER + HEADER_LEN) as u64;
+    crate::memlock::too_little(
+        needed.saturating_add(crate::memlock::pinned_now()),
+        "the control buffers of a connection alone, guest memory apart",
+    )
 }
 
 fn name_of(id: &CmId) -> String {

@@ -207,11 +207,14 @@ impl Listener for RdmaListener {
                     let event = event?;
                     self.take_request(event);
                 }
-                Some(done) = self.handshakes.join_next() => {
-                    if let Ok(Ok(channel)) = done {
-                        return Ok(channel);
+                Some(done) = self.handshakes.join_next() => match done {
+                    Ok(Ok(channel)) => return Ok(channel),
+                    // What this machine lacks it will lack for the next one too, unless strangers have it.
+                    Ok(Err(error @ Error::Unavailable { .. })) if self.handshakes.is_empty() => {
+                        return Err(error);
                     }
-                }
+                    _ => {}
+                },
             }
         }
     }

@@ -15,9 +15,17 @@ pub(crate) fn default_budget() -> u64 {
         .map_or(MOST, |allowed| allowed.saturating_sub(RESERVE).min(MOST))
 }
 
+/// Bytes that devices have pinned of this process already, by the kernel's count, which is what the limit is held against.
+pub(crate) fn pinned_now() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(0, |kib| kib.saturating_mul(1024))
+}
+
 /// Fails unless `bytes` of guest memory can be locked at a time.
 pub(crate) fn check(bytes: u64, what: &str) -> Result<()> {
-    let needed = bytes.saturating_add(RESERVE);
+    let needed = bytes.saturating_add(pinned_now().max(RESERVE));
     match MemoryLock::current().allowed() {
         Some(allowed) if allowed < needed => Err(too_little(needed, what)),
         _ => Ok(()),

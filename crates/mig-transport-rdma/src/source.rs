@@ -89,8 +89,8 @@ impl Registered {
         let region = MemoryRegion::register(pd, memory, access).await.map_err(|error| {
             if error.is_out_of_memory() {
                 memlock::too_little(
-                    bytes + memlock::RESERVE,
-                    "a part of guest memory, beside what is locked already",
+                    bytes.saturating_add(memlock::pinned_now()),
+                    "a part of guest memory and what is locked already",
                 )
             } else if error.raw_os_error() == Some(libc::EFAULT) {
                 Error::Unavailable {

@@ -11,6 +11,7 @@ mod dead;
 mod dropped;
 mod hostile_destination;
 mod hostile_source;
+mod memlock;
 mod migration;
 mod strangers;
 

@@ -122,6 +122,12 @@ impl Ends {
         self.hooks.after_iterate(WindowReason::Setup).await
     }
 
+    /// What a source does before its first byte leaves.
+    pub(crate) async fn set_up_only(mut self, guest: &Guest) -> Result<()> {
+        self.register_blocks(guest).await?;
+        self.hooks.before_iterate(WindowReason::Setup).await
+    }
+
     /// All memory.
     pub(crate) async fn round(&mut self, guest: &Guest) -> Result<()> {
         self.hooks.before_iterate(WindowReason::Round).await?;
