@@ -216,7 +216,11 @@ impl Receiver {
             return Err(Error::unexpected(kind, "which is never sent"));
         }
         if !kind.needs_ready() {
-            return Err(Error::unexpected(kind, "to the receiving side, which never gets one"));
+            let mut moment = "to the receiving side, which never gets one".to_owned();
+            if kind == Kind::Ready {
+                moment += "; a source that wants a return path says it on a second connection, and both ends must agree on that";
+            }
+            return Err(Error::unexpected(kind, moment));
         }
         if self.ahead <= -self.unprompted || self.owed.is_some() || self.busy.is_some() {
             return Err(Error::unexpected(kind, "without having been told READY"));
