@@ -18,7 +18,7 @@
 pub mod blocks;
 mod error;
 pub mod header;
-#[cfg(any(test, feature = "lab", feature = "malformed"))]
+#[cfg(any(test, feature = "lab"))]
 pub mod malformed;
 pub mod message;
 #[cfg(test)]

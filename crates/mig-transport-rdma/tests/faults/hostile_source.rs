@@ -7,7 +7,6 @@ use mig_transport_rdma::{
     protocol::{
         blocks::DestinationBlocks,
         header::Kind,
-        malformed::{Malformed, Moment, malformed},
         message::{Outgoing, Register},
     },
     verbs::{Access, MemoryRegion, RemoteMemory, WorkStatus},
@@ -18,6 +17,7 @@ use crate::{
     guarded,
     migration::{Ends, Guest, MIB, listener, migrate, options},
     on_a_device,
+    protocol::malformed::{Malformed, Moment, malformed},
 };
 
 /// Our destination, and a QEMU source in front of it.

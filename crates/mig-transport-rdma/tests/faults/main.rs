@@ -13,6 +13,7 @@ mod hostile_destination;
 mod hostile_source;
 mod memlock;
 mod migration;
+mod protocol;
 mod strangers;
 
 use std::{
