@@ -1,7 +1,7 @@
 //! The safe types against a device: both ends in one process, over whatever RDMA device has these addresses.
 //!
-//! Needs one, so it is built for the lab only (soft-RoCE in a throw-away machine): `--features lab`. The addresses are
-//! 10.55.0.1 and fd55::1, or those in `MIG_RDMA_TEST_ADDRS`, separated by commas.
+//! Where there is no RDMA device each test says that it is not applicable; `cargo xtask test` runs them in the lab. The
+//! addresses are 10.55.0.1 and fd55::1, or those in `MIG_RDMA_TEST_ADDRS`, separated by commas.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
 
@@ -36,6 +36,18 @@ fn addresses() -> Vec<IpAddr> {
         .split(',')
         .map(|address| address.parse().expect("an IP address"))
         .collect()
+}
+
+/// The device, for one test at a time: some count what all of them use. `None` where there is none.
+async fn device() -> Option<tokio::sync::MutexGuard<'static, ()>> {
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let reason = match devices() {
+        Ok(devices) if devices.is_empty() => "no RDMA device".to_owned(),
+        Ok(_) => return Some(ONE_AT_A_TIME.lock().await),
+        Err(error) => error.to_string(),
+    };
+    mig_testkit::not_applicable("rdma-device", &reason);
+    None
 }
 
 /// One end of a connection with everything it needs. Dropped in this order; any other would do.
@@ -154,8 +166,9 @@ async fn post_recvs(end: &End, count: usize) {
     }
 }
 
-#[test]
-fn the_doctor_sees_the_device() {
+#[tokio::test]
+async fn the_doctor_sees_the_device() {
+    let Some(_alone) = device().await else { return };
     availability().unwrap();
     let devices = devices().unwrap();
     println!("{devices:#?}");
@@ -173,6 +186,7 @@ fn the_doctor_sees_the_device() {
 
 #[tokio::test]
 async fn messages_and_writes_arrive_over_each_family() {
+    let Some(_alone) = device().await else { return };
     for address in addresses() {
         exchange(address).await;
     }
@@ -180,6 +194,7 @@ async fn messages_and_writes_arrive_over_each_family() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_on_several_threads() {
+    let Some(_alone) = device().await else { return };
     exchange(addresses()[0]).await;
 }
 
@@ -254,6 +269,7 @@ async fn exchange(address: IpAddr) {
 
 #[tokio::test]
 async fn a_write_after_the_memory_was_given_back_is_refused_by_the_device() {
+    let Some(_alone) = device().await else { return };
     let (mut source, destination) = pair(addresses()[0], 1).await;
     let whole = |bytes| RegionSlice::whole(VecRegion::zeroed(bytes));
     let local = MemoryRegion::register(&source.domain, whole(4096), Access::LocalRead).await;
@@ -271,6 +287,7 @@ async fn a_write_after_the_memory_was_given_back_is_refused_by_the_device() {
 
 #[tokio::test]
 async fn a_full_queue_gives_the_buffer_back() {
+    let Some(_alone) = device().await else { return };
     let (mut source, mut destination) = pair(addresses()[0], 0).await;
     let more = Buffer::allocate(&source.domain, DEPTHS.recv as usize + 1, 64).await.unwrap();
     let mut refused = 0;
@@ -309,6 +326,7 @@ async fn a_full_queue_gives_the_buffer_back() {
 
 #[tokio::test]
 async fn dropping_one_end_tells_the_other() {
+    let Some(_alone) = device().await else { return };
     let (source, mut destination) = pair(addresses()[0], 2).await;
     drop(source);
     destination.expect(CmEventKind::Disconnected).await;
@@ -316,6 +334,7 @@ async fn dropping_one_end_tells_the_other() {
 
 #[tokio::test]
 async fn refusals_and_dead_ports_are_told_apart() {
+    let Some(_alone) = device().await else { return };
     let (mut listening, listener, at) = listener(addresses()[0]);
     let mut source = resolved(at).await;
     source.id.connect(&ConnectParameters::default()).unwrap();
@@ -370,11 +389,13 @@ async fn ping_pong() {
 
 #[tokio::test]
 async fn no_wake_up_is_lost() {
+    let Some(_alone) = device().await else { return };
     ping_pong().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_wake_up_is_lost_on_several_threads() {
+    let Some(_alone) = device().await else { return };
     ping_pong().await;
 }
 
@@ -409,6 +430,7 @@ fn objects() -> String {
 
 #[tokio::test]
 async fn registering_can_be_abandoned_at_any_moment() {
+    let Some(_alone) = device().await else { return };
     let (source, _destination) = pair(addresses()[0], 0).await;
     let before = objects();
     let kept = RegionSlice::whole(VecRegion::zeroed(MIB));
@@ -444,6 +466,7 @@ async fn registering_can_be_abandoned_at_any_moment() {
 
 #[tokio::test]
 async fn nothing_is_left_after_everything_was_dropped_in_the_middle() {
+    let Some(_alone) = device().await else { return };
     let before = objects();
     let gone = Arc::new(AtomicBool::new(false));
     {

@@ -18,7 +18,7 @@
 pub mod blocks;
 mod error;
 pub mod header;
-#[cfg(any(test, feature = "lab"))]
+#[cfg(test)]
 pub mod malformed;
 pub mod message;
 #[cfg(test)]
