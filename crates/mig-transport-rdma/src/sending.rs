@@ -34,6 +34,8 @@ pub(crate) struct SendingEnd {
     pub(crate) rule: Sender,
     /// Responses that came.
     pub(crate) responses: VecDeque<Arrived>,
+    /// ERROR came.
+    refused: bool,
     filling: Option<Buffer>,
     fill: StreamFill,
     counters: Arc<RdmaCounters>,
@@ -52,6 +54,7 @@ impl SendingEnd {
             link,
             rule: Sender::new(RECVS),
             responses: VecDeque::new(),
+            refused: false,
             filling: None,
             fill: StreamFill::new(),
             counters,
@@ -66,6 +69,7 @@ impl SendingEnd {
         }
         while let Some(arrived) = self.link.inbox.pop_front() {
             let kind = Frame::decode(arrived.bytes())?.header.kind;
+            self.refused |= kind == Kind::Error;
             match self.rule.received(kind)? {
                 Cleared::Ready => self.repost(arrived)?,
                 Cleared::Response(_) => self.responses.push_back(arrived),
@@ -134,9 +138,12 @@ impl SendingEnd {
         ready!(self.poll_stream(cx))?;
         while !self.link.all_sent() {
             let progress = ready!(self.poll_progress(cx));
-            // What failed came behind the acknowledgement.
-            if !self.link.all_sent() {
-                progress?;
+            if let Err(error) = progress {
+                if !self.link.all_sent() {
+                    return Poll::Ready(Err(error));
+                }
+                // It came behind the acknowledgement: the next one hears of it.
+                self.link.fail(&error);
             }
         }
         Poll::Ready(Ok(()))
@@ -165,10 +172,11 @@ impl SendingEnd {
         loop {
             // A READY may come for what will not.
             while let Some(arrived) = self.link.inbox.pop_front() {
-                let kind = Frame::decode(arrived.bytes())?.header.kind;
-                if kind == Kind::Error {
-                    self.rule.received(kind)?;
-                }
+                self.refused |= Frame::decode(arrived.bytes())?.header.kind == Kind::Error;
+            }
+            if self.refused {
+                // Perhaps together with the last acknowledgement, where a flush has no use for it.
+                self.rule.received(Kind::Error)?;
             }
             if self.link.ended() {
                 return Poll::Ready(Ok(()));
@@ -232,8 +240,10 @@ impl AsyncWrite for RdmaSendHalf {
             tracing::debug!("the other end did not hang up");
         }
         end.link.farewell().complete();
-        // What went wrong now came after the last byte.
-        Poll::Ready(Ok(()))
+        match hung_up {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into_io())),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 }
 

@@ -285,3 +285,36 @@ fn hanging_up_at_each_moment_leaves_the_guest_with_the_source() {
         }
     });
 }
+
+#[test]
+fn an_error_behind_the_last_byte_fails_the_migration_and_hanging_up_does_not() {
+    on_a_device(|| async {
+        let mut listening = Listening::new();
+        for says_error in [true, false] {
+            let (mut source, mut actor) = channel_to(&mut listening).await;
+            let closing = async move {
+                let outcome = source.finish().await;
+                drop(source);
+                outcome
+            };
+            let (outcome, ()) = tokio::join!(guarded("the source", closing), async move {
+                actor.say(&Outgoing::Ready).await;
+                actor.expect(Kind::QemuFile).await;
+                if says_error {
+                    actor.say(&Outgoing::Error).await;
+                    // Until the source hangs up: whoever says ERROR gets none back.
+                    assert!(!actor.told_of_failure().await);
+                }
+            });
+            match outcome {
+                Ok(()) => assert!(!says_error, "the destination's verdict is lost"),
+                Err(error) => {
+                    assert!(
+                        says_error && error.to_string().contains("by an ERROR message"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+    });
+}
