@@ -280,12 +280,30 @@ impl Link {
         }
     }
 
+    /// What failed is told to everybody who comes later.
+    pub(crate) fn fail(&mut self, error: &Error) {
+        self.failed.get_or_insert_with(|| error.to_string());
+    }
+
     /// The failure that ended the connection, if one did.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.failed {
             None => Ok(()),
             Some(reason) => Err(broken(reason.clone())),
         }
+    }
+
+    /// Whether the other end hung up, as far as the connection manager has told: costs next to nothing, and asks for no
+    /// wake-up by the completion queues as [`poll_progress`](Self::poll_progress) does, which tells the rest.
+    pub(crate) fn look_for_end(&mut self, cx: &mut Context<'_>) -> Result<bool> {
+        while let Poll::Ready(event) = self.events.poll_event(cx) {
+            if let Err(error) = event.map_err(Error::from).and_then(|event| self.take_event(&event))
+            {
+                self.failed = Some(error.to_string());
+                return Err(error);
+            }
+        }
+        Ok(self.ended)
     }
 
     /// Takes what the device and the connection manager have done since the last call into the queues. Ready only if that
@@ -369,7 +387,8 @@ impl Link {
     fn take_completion(&mut self, completion: WorkCompletion) -> Result<bool> {
         let WorkCompletion { kind, token, status, vendor_error, byte_len, buffer } = completion;
         match (kind, token) {
-            (WorkKind::Send, MESSAGE) => self.unsent -= 1,
+            // What failed has not arrived: a flush that waits for it must not take it for done.
+            (WorkKind::Send, MESSAGE) if status.is_success() => self.unsent -= 1,
             (WorkKind::Write, token) if token != PROBE => self.in_flight -= 1,
             _ => {}
         }
@@ -556,10 +575,11 @@ fn work_failed(kind: WorkKind, status: WorkStatus, vendor_error: u32) -> Error {
 }
 
 /// All work came back undone, and nobody says why: this end's device refuses what the other end does to it without a word to
-/// us, a WRITE to memory that is not open, say.
+/// us, a WRITE to memory that is not open, say; soft-RoCE does the same when its network interface goes down.
 fn gave_up() -> Error {
     broken(
-        "this end's device gave the connection up: the other end wrote where it may not, or the connection was stopped here"
+        "this end's device gave the connection up: its link went down, the other end wrote where it may not, or the connection \
+         was stopped here"
             .into(),
     )
 }

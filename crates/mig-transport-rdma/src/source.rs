@@ -264,7 +264,9 @@ impl SourceHooks {
             for token in std::mem::take(&mut end.link.written) {
                 transfer.write_done(window_of(token))?;
             }
-            if !end.link.has_spare() || !end.link.has_write_room() {
+            // Looked for each time: a throttled source fills the queue with WRITEs for nobody before it waits for one.
+            let over = end.link.look_for_end(cx)?;
+            if over || !end.link.has_spare() || !end.link.has_write_room() {
                 ready!(end.poll_progress(cx))?;
                 continue;
             }
