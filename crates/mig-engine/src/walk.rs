@@ -9,6 +9,8 @@
 
 use mig_proto::{DecodeError, Decoder, Event, Options, Step};
 
+use crate::error::{Error, Result as EngineResult};
+
 /// What is known about the bytes behind an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputEnd {
@@ -135,23 +137,28 @@ impl StreamWalk {
         Ok(bytes.len())
     }
 
-    /// Takes the word of a page that was recognised before: PAGE and CONTINUE, where a record is due. Its payload is to
-    /// be [landed](Self::page_landed) next.
+    /// Takes eight bytes that look like the word of a page, PAGE and CONTINUE. True if they are: the page's payload is to be
+    /// [landed](Self::page_landed) next. False, and nothing is taken, if something else is due here.
     ///
     /// # Errors
     ///
     /// As [`walk`](Self::walk).
-    pub(crate) fn page_word<E: From<DecodeError>>(
+    pub(crate) fn page_word(
         &mut self,
         word: &[u8; 8],
-        mut visit: impl FnMut(Piece<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let Step::Event { consumed: 8, event } = self.decoder.decode(word)? else {
-            unreachable!("the word of a page is an event of its own");
+        mut visit: impl FnMut(Piece<'_>) -> EngineResult<()>,
+    ) -> EngineResult<bool> {
+        let event = match self.decoder.decode(word)? {
+            Step::Event { consumed: 8, event: event @ Event::Page(_) } => event,
+            Step::NeedMore { consumed: 0, .. } => return Ok(false),
+            _ => {
+                let what = "the stream goes on with another record where pages were being received";
+                return Err(Error::peer_misbehaved(what).at(self.start));
+            }
         };
         visit(Piece { position: self.start, bytes: word, event: Some(event) })?;
         self.start = self.decoder.position();
-        Ok(())
+        Ok(true)
     }
 
     /// The payload of the page whose word was taken went to its place.

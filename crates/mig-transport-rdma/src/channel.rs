@@ -6,7 +6,7 @@
 //! ```
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -46,13 +46,13 @@ pub(crate) fn source(
     channel(receive, Some(send), Box::new(hooks), force, endpoint)
 }
 
-/// The destination's channel.
+/// The destination's channel, and how to know whether it still lives.
 pub(crate) fn destination(
     main: Link,
     back: Option<Link>,
     agreed: Agreed,
     options: &RdmaOptions,
-) -> Channel {
+) -> (Channel, Weak<Mutex<ReceivingEnd>>) {
     let endpoint = endpoint(&main);
     let counters = &options.counters;
     let mut force = vec![Arc::clone(main.farewell())];
@@ -61,7 +61,8 @@ pub(crate) fn destination(
         agreed.ours && back.is_none(),
         Arc::clone(counters),
     )));
-    let hooks = DestinationHooks::new(Arc::clone(&main), agreed, Arc::clone(counters));
+    let alive = Arc::downgrade(&main);
+    let hooks = DestinationHooks::new(Arc::clone(&main), agreed, options);
     let send = back.map(|link| {
         force.push(Arc::clone(link.farewell()));
         // Failures are said on the main connection.
@@ -71,7 +72,7 @@ pub(crate) fn destination(
         Box::new(half) as Box<dyn SendHalf>
     });
     let receive = Box::new(RdmaReceiveHalf(main)) as Box<dyn ReceiveHalf>;
-    channel(Some(receive), send, Box::new(hooks), force, endpoint)
+    (channel(Some(receive), send, Box::new(hooks), force, endpoint), alive)
 }
 
 fn channel(
@@ -84,6 +85,8 @@ fn channel(
     let capabilities = Capabilities::default().with(|capabilities| {
         capabilities.return_path = true;
         capabilities.forced_shutdown = true;
+        // Whoever reaches the port may connect, so a stranger may.
+        capabilities.several_channels = true;
         capabilities.direct_ram_writes = true;
     });
     Channel::new(ChannelParts {

@@ -12,6 +12,7 @@ use mig_transport::{
 use crate::{
     counters::RdmaCounters,
     memlock,
+    options::RdmaOptions,
     protocol::{
         CHUNK_BYTES, Span,
         blocks::DestinationBlocks,
@@ -37,15 +38,13 @@ pub(crate) struct DestinationHooks {
     blocks: DestinationBlocks,
     server: Option<Server>,
     registered: HashMap<Slot, Registered>,
+    /// The most bytes a source may have registered here at a time.
+    limit: Option<u64>,
     counters: Arc<RdmaCounters>,
 }
 
 impl DestinationHooks {
-    pub(crate) fn new(
-        end: Shared<ReceivingEnd>,
-        agreed: Agreed,
-        counters: Arc<RdmaCounters>,
-    ) -> Self {
+    pub(crate) fn new(end: Shared<ReceivingEnd>, agreed: Agreed, options: &RdmaOptions) -> Self {
         let pd = lock(&end).link.pd().clone();
         Self {
             end,
@@ -55,7 +54,8 @@ impl DestinationHooks {
             blocks: DestinationBlocks::new(),
             server: None,
             registered: HashMap::new(),
-            counters,
+            limit: options.pinned_memory,
+            counters: Arc::clone(&options.counters),
         }
     }
 
@@ -68,6 +68,16 @@ impl DestinationHooks {
 
     async fn register(&mut self, slot: Slot, span: &Span) -> Result<u32> {
         let memory = self.slice(span)?;
+        let now: u64 = self.registered.values().map(Registered::bytes).sum();
+        if let Some(limit) = self.limit.filter(|limit| now + span.len > *limit) {
+            return Err(Error::Unavailable {
+                what: format!(
+                    "rdma: the source wants {} bytes of guest memory registered here at a time, {limit} are allowed",
+                    now + span.len
+                ),
+                remedy: "allow more pinned memory here, or less at the source (a QEMU in time wants all of it)".into(),
+            });
+        }
         let registered =
             Registered::new(&self.pd, memory, Access::RemoteWrite, &self.counters).await?;
         let key = registered.region.remote_key();
@@ -82,6 +92,10 @@ impl DestinationHooks {
     /// With pin-all everything is registered now.
     async fn reply_blocks(&mut self, server: &Server) -> Result<()> {
         let mut keys = Vec::new();
+        let total = server.blocks().total_bytes();
+        if !self.agreed.pin_all {
+            memlock::check(total.min(CHUNK_BYTES), "a part of guest memory")?;
+        }
         if self.agreed.pin_all {
             let limits = lock(&self.end).link.limits().clone();
             memlock::check_device(&limits, server.blocks().blocks().iter().map(|block| block.len))?;

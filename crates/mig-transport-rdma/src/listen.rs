@@ -12,6 +12,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    sync::{Mutex, Weak},
     time::Duration,
 };
 
@@ -29,6 +30,7 @@ use crate::{
     link::{Link, Preparing},
     options::RdmaOptions,
     protocol::private_data::{Agreed, Extensions, Request},
+    receiving::ReceivingEnd,
     resolve,
     verbs::{CmEvent, CmEventKind, CmId, ConnectParameters, EventChannel},
 };
@@ -38,12 +40,17 @@ const BACKLOG: u32 = 16;
 /// Handshakes under way; whoever comes beyond them takes the place of the oldest.
 const MOST_HANDSHAKES: usize = 16;
 
+/// Upgrades for as long as a channel lives.
+type Alive = Weak<Mutex<ReceivingEnd>>;
+
 /// Waits for rdma channels at one address.
 pub struct RdmaListener {
     events: EventChannel,
     id: CmId,
     options: RdmaOptions,
-    handshakes: JoinSet<Result<Channel>>,
+    handshakes: JoinSet<Result<(Channel, Alive)>>,
+    /// Channels that were given out and not dropped: they pin memory.
+    given_out: Vec<Alive>,
     oldest_first: VecDeque<AbortHandle>,
     /// Who waits for the second connection of a return path.
     awaited: HashMap<IpAddr, oneshot::Sender<CmEvent>>,
@@ -81,6 +88,7 @@ impl RdmaListener {
                         id,
                         options,
                         handshakes: JoinSet::new(),
+                        given_out: Vec::new(),
                         oldest_first: VecDeque::new(),
                         awaited: HashMap::new(),
                     });
@@ -142,7 +150,7 @@ async fn handshake(
     said: &[u8],
     back: Option<oneshot::Receiver<CmEvent>>,
     options: &RdmaOptions,
-) -> Result<Channel> {
+) -> Result<(Channel, Alive)> {
     let (main, agreed) = accept(id, said, options).await?;
     let back = match back {
         None => None,
@@ -208,10 +216,17 @@ impl Listener for RdmaListener {
                     self.take_request(event);
                 }
                 Some(done) = self.handshakes.join_next() => match done {
-                    Ok(Ok(channel)) => return Ok(channel),
-                    // What this machine lacks it will lack for the next one too, unless strangers have it.
-                    Ok(Err(error @ Error::Unavailable { .. })) if self.handshakes.is_empty() => {
-                        return Err(error);
+                    Ok(Ok((channel, alive))) => {
+                        self.given_out.retain(|channel| channel.strong_count() > 0);
+                        self.given_out.push(alive);
+                        return Ok(channel);
+                    }
+                    Ok(Err(error @ Error::Unavailable { .. })) => {
+                        // What this machine lacks it will lack for the next one too, unless strangers have it.
+                        self.given_out.retain(|channel| channel.strong_count() > 0);
+                        if self.handshakes.is_empty() && self.given_out.is_empty() {
+                            return Err(error);
+                        }
                     }
                     _ => {}
                 },

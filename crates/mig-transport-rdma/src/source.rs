@@ -24,7 +24,7 @@ use crate::{
     memlock,
     options::RdmaOptions,
     protocol::{
-        Span,
+        CHUNK_BYTES, Span,
         blocks::SourceBlocks,
         message::{Message, Outgoing},
         private_data::Agreed,
@@ -47,6 +47,8 @@ pub(crate) struct SourceHooks {
     pd: ProtectionDomain,
     agreed: Agreed,
     config: Config,
+    /// The budget comes from the limit on locked memory.
+    default_budget: bool,
     limits: DeviceLimits,
     memory: Vec<RamBlockInfo>,
     /// Until the exchange.
@@ -76,6 +78,10 @@ impl Drop for Counted {
 }
 
 impl Registered {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.counted.bytes
+    }
+
     /// # Cancel safety
     ///
     /// Cancel safe: a registration that is under way is undone when it is done.
@@ -148,6 +154,7 @@ impl SourceHooks {
             pd,
             agreed,
             config,
+            default_budget: options.pinned_memory.is_none(),
             limits,
             memory: Vec::new(),
             blocks: SourceBlocks::new(),
@@ -166,9 +173,13 @@ impl SourceHooks {
             memlock::check_device(&self.limits, lens)?;
             return memlock::check(total, "all guest memory (rdma-pin-all)");
         }
+        if self.default_budget && self.config.pinned_budget < 2 * CHUNK_BYTES {
+            let least = 2 * CHUNK_BYTES + memlock::RESERVE;
+            return Err(memlock::too_little(least, "two windows of guest memory"));
+        }
         let window = self.config.effective_window()?;
         memlock::check_device(&self.limits, [window].into_iter())?;
-        memlock::check((2 * window).min(total), "two windows of guest memory")
+        memlock::check(self.config.pinned_budget.min(total), "the pinned-memory budget")
     }
 
     fn slice(&self, span: &Span) -> Result<RegionSlice> {

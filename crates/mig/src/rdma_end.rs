@@ -14,8 +14,8 @@ use mig_transport_rdma::{
 
 use crate::transports::{ConnectOptions, ListenOptions};
 
-/// What the source of docs/wire/rdma.md registers at a time; a smaller budget lets nothing through.
-const LEAST_BUDGET: u64 = 1 << 20;
+/// Two windows of the least size (docs/wire/rdma.md §9.3): one is filled while the other is given up.
+const LEAST_BUDGET: u64 = 2 << 20;
 
 /// A source's end.
 pub(crate) fn connector(address: &InetAddress, options: &ConnectOptions) -> Result<RdmaConnector> {

@@ -121,7 +121,9 @@ impl Ahead {
                 if filled < PAIR {
                     break;
                 }
-                walk.page_word(&word, |piece| loader.visit(&piece))?;
+                if !walk.page_word(&word, |piece| loader.visit(&piece))? {
+                    return self.give_back(taken, filled, reader, loader);
+                }
                 if !loader.take_lent()? {
                     // The decoder has the word, and waits for the page.
                     return self.give_back_from(taken, WORD, filled, reader, loader);

@@ -94,7 +94,11 @@ impl<'a> Loader<'a> {
                 self.row = 0;
                 self.visit_other(event, piece.position)
             }
-            None => Ok(()),
+            None => {
+                // The beginning of another record.
+                self.row = 0;
+                Ok(())
+            }
         }
     }
 

@@ -22,7 +22,9 @@ use std::{
 };
 
 use mig_proto::{LocalMachine, Options, globalstate::RunState, state::DestinationEvent};
-use mig_ram::{GuestMemory, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement, PlacementOptions};
+use mig_ram::{
+    GuestMemory, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement, PlacementOptions, Warmth,
+};
 use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
@@ -199,6 +201,8 @@ impl Destination {
             // The transport touches the memory behind the placement's back, and would wait for ever for a page that
             // only the placement may bring.
             placing.policy = PlacePolicy::Only(PlaceMechanism::Plain);
+            // It writes pages of which the placement does not know: no zero page may be taken for untouched.
+            placing.warmth = Warmth::Warm;
         }
         let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);
         let mut load = Load {

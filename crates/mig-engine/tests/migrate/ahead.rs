@@ -284,3 +284,20 @@ fn a_stream_cut_or_wrong_in_a_long_row_fails_as_everywhere() {
     let error = receive(wrong, vec![100_000]).outcome.unwrap_err();
     assert!(error.to_string().contains(&word.to_string()), "{error} (at {word})");
 }
+
+#[test]
+fn a_block_list_behind_a_long_row_is_no_page_whatever_it_looks_like() {
+    let mut writer = Writer::new();
+    writer.put(&Piece::Pages { block: 0, first: 0, count: 100, fill: 9 });
+    encode::ram_word(&mut writer.out, RamWord::mem_size(1 << 20));
+    // The length of a name and its beginning; the low bits are those of a page that follows another one.
+    let (mut stream, begun) = (writer.out, RamWord::page(0).continued().raw() as u8);
+    stream.extend_from_slice(&[5, 0x41, 0x41, 0x41, 0x41, 0x41, 0, begun]);
+    let list = stream.len();
+    stream.resize(list + 2 * PAGE_SIZE, 0x41);
+    // Cut where the reader looks up: right behind the word of the list, and elsewhere.
+    for sizes in [vec![list - 8, 1 << 20], vec![list, 1 << 20], vec![100_000]] {
+        let error = receive(stream.clone(), sizes).outcome.unwrap_err();
+        assert_eq!(error.blame(), mig_transport::Blame::PeerMisbehaved, "{error}");
+    }
+}
