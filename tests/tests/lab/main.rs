@@ -9,6 +9,7 @@ mod live_rdma;
 mod mig_rdma;
 mod mig_to_mig_rdma;
 mod qemu_rdma;
+mod rdma_faults;
 mod rdma_one_sided;
 mod vsock;
 

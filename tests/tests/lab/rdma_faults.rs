@@ -1,0 +1,288 @@
+//! `mig` to `mig` over `rdma:` where one end dies, is cancelled, or loses its link, at several moments: the other end says
+//! what happened, in bounded time, no file looks complete, and the kernel has everything back.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use mig_tests::lab;
+use mig_tests::mig::Mig;
+use mig_tests::paused::{Paused, incompressible};
+use mig_tests::process::{Process, STEP};
+use mig_tests::qemu::{Release, text};
+use mig_tests::scratch::Scratch;
+use rustix::process::Signal;
+
+use crate::in_the_lab_without_a_trace;
+
+/// Enough for a dozen WRITEs of 1 MiB.
+const FILLED: usize = 16 << 20;
+
+/// Stretches a migration, so that each [`Moment`] comes long before its end.
+const SLOWLY: [&str; 2] = ["--max-bandwidth", "2MiB"];
+
+/// The end of a `recv` that waits for somebody better: from whom it took nothing, it does not count as served.
+const TIMEOUT: [&str; 2] = ["--timeout", "25s"];
+
+/// A hang guard: the device asks 7 times before it calls a link dead, some seconds in all, and the keepalive asks every 5.
+const BOUND: Duration = Duration::from_secs(120);
+
+/// A moment of a migration, as the source traces it.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// Before anything was said.
+    Connected,
+    /// The source asks for memory to be opened.
+    Registering,
+    /// This many WRITEs were posted.
+    Writing(usize),
+}
+
+impl Moment {
+    fn wait(self, source: &Mig) {
+        let (word, mut count) = match self {
+            Self::Connected => (" connected ", 1),
+            Self::Registering => ("sending", 1),
+            Self::Writing(count) => (" writing ", count),
+        };
+        let this = self;
+        source.process.stderr().wait_for(&format!("{self:?}"), STEP, |line| {
+            let is_it = line.contains(word)
+                && (!matches!(this, Self::Registering) || line.contains("Register("));
+            count -= usize::from(is_it);
+            (count == 0).then_some(())
+        });
+    }
+}
+
+/// A stored guest of a real QEMU, to be sent again and again.
+struct Stored {
+    scratch: Scratch,
+}
+
+impl Stored {
+    fn new() -> Option<Self> {
+        let binary = Release::Installed.or_skip()?;
+        let scratch = Scratch::new();
+        let paused = Paused { machine: "pc", ram_mib: 64, scratch: &scratch };
+        let mut source = paused.source(&binary, "stored", &incompressible(FILLED, 1));
+        source.migrate(&format!("exec:cat > {}", text(&scratch.path("stored"))));
+        source.completed();
+        drop(source);
+        Some(Self { scratch })
+    }
+
+    /// Starts both ends.
+    fn start(&self, more: &[&str]) -> Ends {
+        let (stored, saved) = (self.scratch.path("stored"), self.scratch.path("saved"));
+        let uri = format!("rdma:{}:{}", lab::IPV4, lab::port());
+        let words = ["recv", &uri, "--save", text(&saved)];
+        let words: Vec<&str> = words.iter().chain(&TIMEOUT).copied().collect();
+        let recv = Mig::traced("mig recv", "mig_transport_rdma=debug", &words);
+        let at = recv.listening();
+        let words: Vec<&str> = ["send", text(&stored), &at].iter().chain(more).copied().collect();
+        let send = Mig::traced("mig send", "mig_transport_rdma=trace", &words);
+        Ends { send, recv, saved, since: Instant::now() }
+    }
+
+    /// Both ends at this moment.
+    fn at(&self, moment: Moment) -> Ends {
+        let mut ends = self.start(&SLOWLY);
+        moment.wait(&ends.send);
+        ends.since = Instant::now();
+        ends
+    }
+
+    /// What was broken is whole again.
+    fn arrives(&self) {
+        let mut ends = self.start(&[]);
+        ends.send.succeeds();
+        ends.recv.succeeds();
+        assert!(ends.saved.exists(), "recv says that it is there");
+        let _ = std::fs::remove_file(ends.saved);
+    }
+}
+
+/// A migration under way.
+struct Ends {
+    send: Mig,
+    recv: Mig,
+    saved: PathBuf,
+    /// When the fault was.
+    since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
+}
+
+impl Ends {
+    /// (this end, the other one).
+    fn sorted(&mut self, end: End) -> (&mut Mig, &mut Mig) {
+        match end {
+            End::Source => (&mut self.send, &mut self.recv),
+            End::Destination => (&mut self.recv, &mut self.send),
+        }
+    }
+
+    /// Ends with one of these codes and an error that has one of these words.
+    #[track_caller]
+    fn fails(&mut self, what: &str, end: End, codes: &[i32], any_of: &[&str]) {
+        let since = self.since;
+        let (mig, _) = self.sorted(end);
+        let status = mig.process.wait(BOUND);
+        let stderr = mig.process.stderr().all(STEP);
+        // A trace tells the same words: only what is for people counts.
+        let is_told = |line: &&str| line.starts_with("mig: ") || line.starts_with("  ");
+        let told: Vec<&str> = stderr.lines().filter(is_told).collect();
+        let told = told.join("\n");
+        let name = mig.process.name();
+        println!("{what}: {name} {status} after {:.1} s:\n{told}", since.elapsed().as_secs_f64());
+        assert!(is_one_of(status, codes), "{what}: {name}: {status}\n{stderr}");
+        let said = any_of.iter().any(|word| told.contains(word));
+        assert!(said, "{what}: {name} says none of {any_of:?}:\n{stderr}");
+        assert!(!self.saved.exists(), "{what}: a file that looks complete");
+    }
+}
+
+fn is_one_of(status: ExitStatus, codes: &[i32]) -> bool {
+    status.code().is_some_and(|code| codes.contains(&code))
+}
+
+const MOMENTS: [Moment; 3] = [Moment::Connected, Moment::Registering, Moment::Writing(5)];
+
+/// What a survivor may say: the other end hung up (its kernel does that for the dead), or does not answer any more.
+const GONE: [&str; 5] =
+    ["hung up", "is dead", "has given up", "gave the connection up", "ended after"];
+
+/// From whom nothing was taken `recv` takes nothing amiss, and waits for another one until its time is up.
+fn codes_of_survivor(survivor: End, moment: Moment) -> &'static [i32] {
+    match (survivor, moment) {
+        (End::Destination, Moment::Connected) => &[1, 5],
+        _ => &[1],
+    }
+}
+
+fn killed(victim: End) {
+    let Some(stored) = Stored::new() else { return };
+    for moment in MOMENTS {
+        let before = lab::given_out();
+        let what = format!("{victim:?} killed, {moment:?}");
+        let mut ends = stored.at(moment);
+        ends.sorted(victim).0.process.signal(Signal::KILL);
+        let survivor = other(victim);
+        let codes = codes_of_survivor(survivor, moment);
+        ends.fails(&what, survivor, codes, &[&GONE[..], &["not done within"]].concat());
+        drop(ends);
+        lab::wait_until_given_back(&before);
+    }
+    stored.arrives();
+}
+
+fn cancelled(end: End) {
+    let Some(stored) = Stored::new() else { return };
+    for moment in MOMENTS {
+        let before = lab::given_out();
+        let what = format!("{end:?} cancelled, {moment:?}");
+        let mut ends = stored.at(moment);
+        ends.sorted(end).0.process.signal(Signal::INT);
+        ends.fails(&what, end, &[4], &["cancel"]);
+        let codes = codes_of_survivor(other(end), moment);
+        let words = [&GONE[..], &["ERROR message", "not done within"]].concat();
+        ends.fails(&what, other(end), codes, &words);
+        drop(ends);
+        lab::wait_until_given_back(&before);
+    }
+    stored.arrives();
+}
+
+fn other(end: End) -> End {
+    match end {
+        End::Source => End::Destination,
+        End::Destination => End::Source,
+    }
+}
+
+/// The lab as it was, also where a test fails.
+struct Repaired;
+
+impl Drop for Repaired {
+    fn drop(&mut self) {
+        // Each may be as it should be already.
+        run("ip", &["link", "set", "dummy0", "up"]);
+        run("ip", &["address", "replace", &format!("{}/24", lab::IPV4), "dev", "dummy0"]);
+        run("ip", &["address", "replace", &format!("{}/64", lab::IPV6), "dev", "dummy0", "nodad"]);
+        // Made anew in any case: the queue pair of the connection manager on a soft-RoCE device does not survive its
+        // interface's going down.
+        if lab::rdma(&["link", "show"]).contains(lab::DEVICE) {
+            run("rdma", &["link", "delete", lab::DEVICE]);
+        }
+        run("rdma", &["link", "add", lab::DEVICE, "type", "rxe", "netdev", "dummy0"]);
+    }
+}
+
+fn run(program: &str, words: &[&str]) -> bool {
+    let status = Command::new(program).args(words).status();
+    status.unwrap_or_else(|error| panic!("cannot run {program}: {error}")).success()
+}
+
+#[test]
+fn the_source_is_killed() {
+    in_the_lab_without_a_trace(|| killed(End::Source));
+}
+
+#[test]
+fn the_destination_is_killed() {
+    in_the_lab_without_a_trace(|| killed(End::Destination));
+}
+
+#[test]
+fn the_source_is_cancelled() {
+    in_the_lab_without_a_trace(|| cancelled(End::Source));
+}
+
+#[test]
+fn the_destination_is_cancelled() {
+    in_the_lab_without_a_trace(|| cancelled(End::Destination));
+}
+
+#[test]
+fn the_link_is_cut() {
+    in_the_lab_without_a_trace(|| {
+        let Some(stored) = Stored::new() else { return };
+        {
+            // Declared first, dropped last: the device can be deleted only when nobody has it open.
+            let _repaired = Repaired;
+            let mut ends = stored.at(Moment::Writing(4));
+            assert!(run("ip", &["link", "set", "dummy0", "down"]));
+            ends.since = Instant::now();
+            ends.fails("link cut", End::Source, &[1], &GONE);
+            ends.fails("link cut", End::Destination, &[1], &GONE);
+        }
+        stored.arrives();
+    });
+}
+
+#[test]
+fn the_device_is_removed() {
+    in_the_lab_without_a_trace(|| {
+        let Some(stored) = Stored::new() else { return };
+        {
+            // Declared first, dropped last: the device can be deleted only when nobody has it open.
+            let _repaired = Repaired;
+            let mut ends = stored.at(Moment::Writing(4));
+            // The kernel lets it go when nobody has it open any more: it ends behind both of ours.
+            let mut command = Command::new("rdma");
+            command.args(["link", "delete", lab::DEVICE]);
+            let mut deleting = Process::start("rdma link delete", command, true);
+            ends.since = Instant::now();
+            let words = [&GONE[..], &["the RDMA device went away"]].concat();
+            ends.fails("device removed", End::Source, &[1], &words);
+            ends.fails("device removed", End::Destination, &[1], &words);
+            assert!(deleting.wait(BOUND).success(), "{}", deleting.stderr().text());
+        }
+        stored.arrives();
+    });
+}
