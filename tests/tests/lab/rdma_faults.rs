@@ -157,11 +157,13 @@ const MOMENTS: [Moment; 3] = [Moment::Connected, Moment::Registering, Moment::Wr
 const GONE: [&str; 5] =
     ["hung up", "is dead", "has given up", "gave the connection up", "ended after"];
 
-/// From whom nothing was taken `recv` takes nothing amiss, and waits for another one until its time is up.
+/// From whom nothing was taken `recv` takes nothing amiss, and waits for another one until its time is up. Who hangs up in
+/// the middle without a word has broken the protocol, as far as it can tell.
 fn codes_of_survivor(survivor: End, moment: Moment) -> &'static [i32] {
     match (survivor, moment) {
-        (End::Destination, Moment::Connected) => &[1, 5],
-        _ => &[1],
+        (End::Destination, Moment::Connected) => &[1, 3, 5],
+        (End::Destination, _) => &[1, 3],
+        (End::Source, _) => &[1],
     }
 }
 
