@@ -11,6 +11,7 @@ use mig_transport::{
 
 use crate::{
     counters::RdmaCounters,
+    link::broken,
     memlock,
     options::RdmaOptions,
     protocol::{
@@ -162,10 +163,10 @@ impl DestinationHooks {
         loop {
             let arrived = poll_fn(|cx| lock(&self.end).poll_command(cx)).await?;
             let Some(arrived) = arrived else {
-                return Err(Error::PeerMisbehaved {
-                    what: "the source hung up inside a hook window; its own log has the reason"
-                        .into(),
-                });
+                // As with every connection that is gone: nobody says that a rule was broken.
+                return Err(broken(
+                    "the source hung up inside a hook window; its own log has the reason".into(),
+                ));
             };
             let action = server.serve(arrived.bytes())?;
             match &action {
