@@ -143,6 +143,17 @@ unsafe impl Region for Mapping {
         }
         known.is_ok()
     }
+
+    fn expect_reads(&self, offset: usize, len: usize) {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return;
+        }
+        // SAFETY: inside the mapping, as just tested.
+        let start = unsafe { self.start.add(offset) };
+        if let Err(errno) = advise_range(start.as_ptr(), len, Advice::LinuxPopulateRead) {
+            tracing::debug!(%errno, "cannot map memory ahead of reading it");
+        }
+    }
 }
 
 impl Drop for Mapping {
@@ -196,12 +207,17 @@ pub(crate) fn discard(mapping: &Mapping, range: &RegionSlice) -> rustix::io::Res
 }
 
 fn advise_whole_pages(range: &RegionSlice, advice: Advice) -> rustix::io::Result<()> {
+    advise_range(range.as_ptr().as_ptr(), range.len(), advice)
+}
+
+/// The range is mapped while this runs: whoever calls it borrows what keeps it so.
+fn advise_range(start: *mut u8, len: usize, advice: Advice) -> rustix::io::Result<()> {
     let page = rustix::param::page_size();
-    let into = range.as_ptr().as_ptr().addr() % page;
-    let start = range.as_ptr().as_ptr().wrapping_sub(into);
+    let into = start.addr() % page;
+    let start = start.wrapping_sub(into);
     loop {
-        // SAFETY: whole pages that hold the slice, which keeps them mapped; the advice changes no contents.
-        match unsafe { rustix::mm::madvise(start.cast(), range.len() + into, advice) } {
+        // SAFETY: whole pages that hold the range, which is mapped; the advice changes no contents.
+        match unsafe { rustix::mm::madvise(start.cast(), len + into, advice) } {
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             other => return other,
         }

@@ -56,6 +56,8 @@ pub(crate) struct SourceHooks {
     transfer: Option<Transfer>,
     /// Bytes of pages taken over.
     offered: u64,
+    /// Nothing but zeros came last, so memory may never have been touched: reading it would fault page by page.
+    untouched_ahead: bool,
     local: HashMap<WindowId, Registered>,
     counters: Arc<RdmaCounters>,
 }
@@ -160,6 +162,7 @@ impl SourceHooks {
             blocks: SourceBlocks::new(),
             transfer: None,
             offered: 0,
+            untouched_ahead: false,
             local: HashMap::new(),
             counters: Arc::clone(&options.counters),
         }
@@ -348,8 +351,13 @@ impl RamHooks for SourceHooks {
         let (mut at, end) = (offset, offset.saturating_add(len));
         while at < end {
             let run = Span { block, offset: at, len: (end - at).min(OFFER_BYTES) };
+            if self.untouched_ahead {
+                region.expect_reads(run.offset as usize, run.len as usize);
+            }
             let masks = zeros(&*region, &run).map_err(|_| no_such(&run))?;
-            zero += masks.iter().map(|mask| u64::from(mask.count_ones())).sum::<u64>();
+            let zeros = masks.iter().map(|mask| u64::from(mask.count_ones())).sum::<u64>();
+            zero += zeros;
+            self.untouched_ahead = zeros == run.len / PAGE_SIZE as u64;
             if !self.transfer.as_ref().ok_or_else(too_early)?.has_room() {
                 self.drive(true).await?;
             }

@@ -40,6 +40,12 @@ pub unsafe trait Region: Send + Sync {
         let _ = (offset, len, each);
         false
     }
+
+    /// All of `len` bytes from `offset` are about to be read, and nothing may be there yet: brings it all in one go, if that is
+    /// cheaper than a page fault each. It may do nothing.
+    fn expect_reads(&self, offset: usize, len: usize) {
+        let _ = (offset, len);
+    }
 }
 
 /// Copies without a [`RegionSlice`], and so without its reference count, which the loops that touch every page of
