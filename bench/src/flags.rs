@@ -17,7 +17,7 @@ pub(crate) struct Flags {
     /// Rounds of each contest; a median of fewer than five says little
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) runs: u32,
-    /// Guest memory of the throughput contests [default: 2GiB, over rdma and in the lab 128MiB]
+    /// Guest memory of the throughput contests [default: 2GiB, over rdma 256MiB]
     #[arg(long, value_name = "BYTES")]
     pub(crate) size: Option<ByteSize>,
     /// Measure in the lab, a virtual machine with an RDMA device; what is over rdma, if nothing is named

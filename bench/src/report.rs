@@ -104,12 +104,7 @@ impl Section {
                 let rate = Spread::of(
                     entry.samples.iter().map(|sample| sample.bytes as f64 / GIB / sample.seconds),
                 );
-                table.row([
-                    entry.name.clone(),
-                    with_extremes(seconds),
-                    cpu,
-                    format!("{:.2}", rate.median),
-                ]);
+                table.row([entry.name.clone(), with_extremes(seconds), cpu, number(rate.median)]);
             }
             parts.push(table.render());
         }

@@ -29,7 +29,7 @@ impl Plan {
 
     /// The same over rdma, which is soft and emulated where there is no device.
     pub(crate) fn rdma_size(&self) -> u64 {
-        self.size.unwrap_or(128 << 20)
+        self.size.unwrap_or(256 << 20)
     }
 }
 
