@@ -35,7 +35,7 @@ pub use crate::{
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest, GuestError},
     handle::{Event, MigrationHandle},
-    parameters::{Capabilities, Deadlines, Parameters},
+    parameters::{Capabilities, Deadlines, MultifdCompression, Parameters, ZeroPageDetection},
     record::*,
     replay::*,
     source::{Outcome, Source},

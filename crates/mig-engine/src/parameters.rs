@@ -17,12 +17,59 @@ pub struct Parameters {
     pub downtime_limit: u64,
     /// Bytes a second to assume when deciding to switch over; 0 means the measured ones. *Live.*
     pub avail_switchover_bandwidth: u64,
+    /// Data channels beside the main one, 1 to 255, the same at both ends; QEMU's default of 2.
+    pub multifd_channels: u8,
+    /// How the pages of the data channels are compressed, the same at both ends.
+    pub multifd_compression: MultifdCompression,
+    /// zlib's level, 0 to 9; `None`, our default, chooses it by a sample of the guest's memory (QEMU's default is 1).
+    pub multifd_zlib_level: Option<u8>,
+    /// zstd's level, 0 to 20; `None`, our default, chooses it by a sample of the guest's memory (QEMU's default is 1).
+    pub multifd_zstd_level: Option<u8>,
+    /// Who looks for zero pages.
+    pub zero_page_detection: ZeroPageDetection,
 }
 
 impl Default for Parameters {
     fn default() -> Self {
-        Self { max_bandwidth: 0, downtime_limit: 300, avail_switchover_bandwidth: 0 }
+        Self {
+            max_bandwidth: 0,
+            downtime_limit: 300,
+            avail_switchover_bandwidth: 0,
+            multifd_channels: 2,
+            multifd_compression: MultifdCompression::None,
+            multifd_zlib_level: None,
+            multifd_zstd_level: None,
+            zero_page_detection: ZeroPageDetection::Multifd,
+        }
     }
+}
+
+/// How the pages of data channels are compressed (docs/wire/ram.md §9.6). Not negotiated: both ends are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum MultifdCompression {
+    /// Not at all.
+    #[default]
+    None,
+    /// One zlib stream a channel.
+    Zlib,
+    /// One zstd frame a channel.
+    Zstd,
+}
+
+/// Who looks for zero pages (docs/wire/ram.md §11); a destination takes them from anybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ZeroPageDetection {
+    /// Nobody: they are sent as what they are.
+    None,
+    /// Their records go over the main channel, which destinations before 9.0 need.
+    Legacy,
+    /// The data channels; without multifd as `Legacy`.
+    #[default]
+    Multifd,
 }
 
 /// What a migration can be told to do differently, by QEMU's names.
@@ -34,6 +81,8 @@ pub struct Capabilities {
     pub return_path: bool,
     /// Stop in `pre-switchover`, with the guest stopped, until told to continue.
     pub pause_before_switchover: bool,
+    /// Pages go over [data channels](Parameters::multifd_channels) of their own; both ends must have it on.
+    pub multifd: bool,
 }
 
 /// How long each wait may take. None is infinite by default (design decision; docs/wire/pain.md §5).

@@ -100,6 +100,11 @@ impl IdleWatch {
         }
     }
 
+    /// The half goes to another runtime, which has a timer of its own.
+    pub(crate) fn rehome(&mut self) {
+        self.timer = None;
+    }
+
     /// To be asked when the channel is not ready: answers the limit once it has run out.
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
         let Some(clock) = &self.clock else {

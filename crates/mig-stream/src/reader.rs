@@ -107,6 +107,13 @@ impl StreamReader {
         Arc::clone(&self.counters)
     }
 
+    /// Moves the whole channel to the runtime in which this is called; nothing may be waiting on it, in either
+    /// direction.
+    pub fn rehome(&mut self) -> Result<()> {
+        self.idle.rehome();
+        self.receiver.rehome().map_err(|error| self.fail(error))
+    }
+
     /// A handle that stops the whole channel.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.receiver.shutdown_handle()

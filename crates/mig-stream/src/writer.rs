@@ -100,6 +100,16 @@ impl StreamWriter {
         Arc::clone(&self.counters)
     }
 
+    /// Moves the whole channel to the runtime in which this is called; nothing may be waiting on it, in either
+    /// direction.
+    pub fn rehome(&mut self) -> Result<()> {
+        self.check_open()?;
+        self.idle.rehome();
+        self.sender
+            .rehome()
+            .map_err(|error| self.fail("moving the channel to another thread", error))
+    }
+
     /// A handle that stops the whole channel.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.sender.shutdown_handle()

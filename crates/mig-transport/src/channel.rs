@@ -42,6 +42,12 @@ pub trait SendHalf: AsyncWrite + Send + Unpin {
         gather.advance(sent);
         Poll::Ready(Ok(sent))
     }
+
+    /// Moves the whole channel to the runtime in which this is called: it is polled there from now on. The default is
+    /// right for what is woken by no runtime's reactor.
+    fn rehome(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The reading half of a backend. End of input is `Ok(0)`, as everywhere in tokio.
@@ -76,6 +82,11 @@ pub trait ReceiveHalf: AsyncRead + Send + Unpin {
         let mut buffer = ReadBuf::new(first);
         ready!(self.poll_read(cx, &mut buffer))?;
         Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// See [`SendHalf::rehome`].
+    fn rehome(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -217,6 +228,12 @@ impl Receiver {
         self.shutdown.explain(outcome)
     }
 
+    /// Moves the whole channel to the runtime in which this is called, with a thread that serves one channel alone; nothing
+    /// may be waiting on it, in either direction.
+    pub fn rehome(&mut self) -> io::Result<()> {
+        self.half.rehome()
+    }
+
     /// A handle that stops the whole channel.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.shutdown.clone()
@@ -257,6 +274,12 @@ impl Sender {
         self.shutdown.check(Half::Sender, cx)?;
         let outcome = Pin::new(&mut *self.half).poll_send(cx, gather);
         self.shutdown.explain(outcome)
+    }
+
+    /// Moves the whole channel to the runtime in which this is called, with a thread that serves one channel alone; nothing
+    /// may be waiting on it, in either direction.
+    pub fn rehome(&mut self) -> io::Result<()> {
+        self.half.rehome()
     }
 
     /// A handle that stops the whole channel.

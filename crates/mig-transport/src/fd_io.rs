@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -42,7 +42,10 @@ pub enum FdKind {
 
 /// A descriptor registered with the runtime.
 pub struct FdIo {
-    fd: AsyncFd<OwnedFd>,
+    fd: Arc<OwnedFd>,
+    /// Where readiness comes from. A moved half has it registered anew, elsewhere.
+    registered: RwLock<Arc<AsyncFd<Arc<OwnedFd>>>>,
+    interest: Interest,
     kind: FdKind,
     /// `O_NONBLOCK` was ours. It belongs to the open file, which other processes may share (a shell its stdin), so it
     /// is taken back when this value goes.
@@ -57,16 +60,32 @@ impl FdIo {
     /// runtime.
     pub fn new(fd: OwnedFd, kind: FdKind, interest: Interest) -> io::Result<Arc<Self>> {
         let restore_blocking = set_nonblocking(fd.as_fd(), true)?;
-        // SAFETY: the `OwnedFd` is moved in and owned by the `AsyncFd` until it is dropped, so the descriptor stays
-        // open and keeps its identity for as long as it is registered.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|error| {
-            let (fd, error) = error.into_parts();
+        let fd = Arc::new(fd);
+        let registered = register(&fd, interest).inspect_err(|_| {
             if restore_blocking {
                 let _restored = set_nonblocking(fd.as_fd(), false);
             }
-            error
         })?;
-        Ok(Arc::new(Self { fd, kind, restore_blocking, halves: AtomicUsize::new(0) }))
+        Ok(Arc::new(Self {
+            fd,
+            registered: RwLock::new(registered),
+            interest,
+            kind,
+            restore_blocking,
+            halves: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Registers the descriptor with the runtime in which this is called, and no longer with the one it was registered
+    /// with. Who waits meanwhile is not woken: the halves must be idle.
+    pub fn rehome(&self) -> io::Result<()> {
+        let here = register(&self.fd, self.interest)?;
+        *self.registered.write().unwrap_or_else(PoisonError::into_inner) = here;
+        Ok(())
+    }
+
+    fn registered(&self) -> Arc<AsyncFd<Arc<OwnedFd>>> {
+        Arc::clone(&self.registered.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the kernel calls the descriptor readable, without reading: for descriptors that carry no bytes, a
@@ -77,7 +96,7 @@ impl FdIo {
     /// Nothing is lost.
     pub async fn readable(&self) -> io::Result<()> {
         // Readiness is kept, not cleared: the caller asks about a lasting state.
-        self.fd.readable().await.map(|mut ready| ready.retain_ready())
+        self.registered().readable().await.map(|mut ready| ready.retain_ready())
     }
 
     /// Makes `call` once the descriptor is ready, again after each `WouldBlock`: for what is neither reading nor writing
@@ -91,7 +110,7 @@ impl FdIo {
         interest: Interest,
         mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.fd.async_io(interest, |fd| call(fd.as_fd())).await
+        self.registered().async_io(interest, |fd| call(fd.as_fd())).await
     }
 
     /// The channel over a connected socket, both ways.
@@ -113,7 +132,7 @@ impl FdIo {
 
     /// The descriptor, for socket options.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.get_ref().as_fd()
+        self.fd.as_fd()
     }
 
     /// Both halves of a two-way descriptor.
@@ -140,7 +159,7 @@ impl FdIo {
     }
 
     fn raw(&self) -> i32 {
-        self.fd.get_ref().as_raw_fd()
+        self.fd.as_raw_fd()
     }
 
     fn shutdown(&self, how: libc::c_int) -> io::Result<()> {
@@ -164,11 +183,12 @@ impl FdIo {
         interest: Interest,
         mut call: impl FnMut() -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
+        let registered = self.registered();
         loop {
             let mut ready = ready!(if interest == Interest::READABLE {
-                self.fd.poll_read_ready(cx)
+                registered.poll_read_ready(cx)
             } else {
-                self.fd.poll_write_ready(cx)
+                registered.poll_write_ready(cx)
             })?;
             match ready.try_io(|_| call()) {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -177,6 +197,14 @@ impl FdIo {
             }
         }
     }
+}
+
+fn register(fd: &Arc<OwnedFd>, interest: Interest) -> io::Result<Arc<AsyncFd<Arc<OwnedFd>>>> {
+    // SAFETY: the `AsyncFd` holds the `OwnedFd`, of which nobody can take the descriptor out, so that stays open and
+    // keeps its identity for as long as it is registered.
+    unsafe { AsyncFd::register_with_interest(Arc::clone(fd), interest) }
+        .map(Arc::new)
+        .map_err(|error| error.into_parts().1)
 }
 
 /// For sockets. A pipe has nothing to shut down, and a handle that kept it open would keep its reader waiting: give
@@ -263,6 +291,10 @@ impl Drop for FdReceiveHalf {
 }
 
 impl ReceiveHalf for FdReceiveHalf {
+    fn rehome(&mut self) -> io::Result<()> {
+        self.0.rehome()
+    }
+
     fn poll_receive(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -340,6 +372,10 @@ impl AsyncWrite for FdSendHalf {
 }
 
 impl SendHalf for FdSendHalf {
+    fn rehome(&mut self) -> io::Result<()> {
+        self.io()?.rehome()
+    }
+
     fn poll_send(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
