@@ -20,6 +20,7 @@ mod guest;
 mod handle;
 mod held;
 mod hooks;
+mod multifd;
 mod parameters;
 mod record;
 mod replay;

@@ -1,0 +1,131 @@
+//! A thread that serves one data channel.
+
+use std::{
+    future::Future,
+    pin::pin,
+    task::{Context, Poll},
+    thread::{self, JoinHandle},
+};
+
+use tokio::{
+    runtime,
+    sync::{oneshot, watch},
+};
+
+use crate::error::{Error, Result};
+
+/// A thread with a runtime of its own and one future on it. Dropped, it drops that future, and with it all that the
+/// future owns (its channel is closed), and waits for the thread: no longer than one poll of the future takes.
+#[derive(Debug)]
+pub(crate) struct Lane<T> {
+    name: String,
+    result: oneshot::Receiver<Result<T>>,
+    /// Gone, it ends the future.
+    alive: Option<watch::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Lane<T> {
+    /// Starts the thread. `serve` is called on it, within its runtime, so that channels can be
+    /// [moved](mig_stream::StreamReader::rehome) there.
+    pub(crate) fn spawn<F: Future<Output = Result<T>>>(
+        name: String,
+        serve: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<Self> {
+        let failed = |error| {
+            Error::new(mig_transport::Blame::Io, format!("the thread of {name}")).caused_by(error)
+        };
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (alive, mut ended) = watch::channel(());
+        let (tell, result) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let outcome = runtime.block_on(async move {
+                    let mut serve = pin!(serve());
+                    tokio::select! {
+                        biased;
+                        _gone = ended.changed() => Err(Error::cancelled()),
+                        outcome = &mut serve => outcome,
+                    }
+                });
+                // Whoever dropped the lane does not ask.
+                let _nobody = tell.send(outcome);
+            })
+            .map_err(failed)?;
+        Ok(Self { name, result, alive: Some(alive), thread: Some(thread) })
+    }
+}
+
+impl<T> Lane<T> {
+    /// How the future ended; ask again only until it did.
+    pub(crate) fn poll_result(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        pin!(&mut self.result).poll(cx).map(|told| {
+            told.unwrap_or_else(|_panicked| {
+                Err(Error::misuse(format!("the thread of {} broke down", self.name)))
+            })
+        })
+    }
+
+    /// Waits until the future has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe until it answered.
+    pub(crate) async fn result(&mut self) -> Result<T> {
+        std::future::poll_fn(|cx| self.poll_result(cx)).await
+    }
+}
+
+impl<T> Drop for Lane<T> {
+    fn drop(&mut self) {
+        self.alive = None;
+        if let Some(Err(_panicked)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!(lane = self.name, "a thread of a data channel broke down");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_result_comes_back() {
+        let mut lane = Lane::spawn("one".into(), || async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(7)
+        })
+        .unwrap();
+        assert_eq!(lane.result().await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error() {
+        let mut lane = Lane::<()>::spawn("two".into(), || async { panic!("as told") }).unwrap();
+        let error = lane.result().await.unwrap_err();
+        assert!(error.to_string().contains("the thread of two broke down"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn dropping_it_drops_what_the_future_owns() {
+        struct Owned(mpsc::Sender<&'static str>);
+        impl Drop for Owned {
+            fn drop(&mut self) {
+                let _told = self.0.send("gone");
+            }
+        }
+        let (tell, told) = mpsc::channel();
+        let owned = Owned(tell);
+        let lane = Lane::<()>::spawn("three".into(), move || async move {
+            let _owned = owned;
+            std::future::pending().await
+        })
+        .unwrap();
+        drop(lane);
+        assert_eq!(told.try_recv(), Ok("gone"));
+    }
+}
