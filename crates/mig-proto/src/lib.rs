@@ -27,6 +27,7 @@ pub mod encode;
 mod error;
 mod event;
 pub mod globalstate;
+pub mod multifd;
 mod name;
 mod options;
 mod ram;
