@@ -4,7 +4,7 @@
 //!   floor 4  mig-cli, tests, bench
 //!   floor 3  mig
 //!   floor 2  mig-engine, mig-transport-*
-//!   floor 1  mig-vmstate, mig-ram, mig-stream, mig-testkit
+//!   floor 1  mig-vmstate, mig-ram, mig-stream, mig-compress, mig-testkit
 //!   floor 0  mig-vmstate-derive, mig-proto, mig-transport
 //! ```
 //! Each crate may have exactly the arrows listed for its room. A line under `[dependencies]` that is not listed is an
@@ -27,6 +27,7 @@ const ALL_BELOW_FRONT_DOOR: &[&str] = &[
     "mig-vmstate-derive",
     "mig-ram",
     "mig-stream",
+    "mig-compress",
     "mig-testkit",
     "mig-engine",
     "mig-transport-tcp",
@@ -43,11 +44,19 @@ const ALL_BELOW_FRONT_DOOR: &[&str] = &[
 fn room(crate_name: &str) -> Option<Room> {
     Some(match crate_name {
         "mig-proto" | "mig-transport" | "mig-vmstate-derive" => Room { floor: 0, may: &[] },
+        "mig-compress" => Room { floor: 1, may: &[] },
         "mig-vmstate" => Room { floor: 1, may: &["mig-proto", "mig-vmstate-derive"] },
         "mig-ram" | "mig-stream" | "mig-testkit" => Room { floor: 1, may: &["mig-transport"] },
         "mig-engine" => Room {
             floor: 2,
-            may: &["mig-proto", "mig-transport", "mig-vmstate", "mig-ram", "mig-stream"],
+            may: &[
+                "mig-proto",
+                "mig-transport",
+                "mig-vmstate",
+                "mig-ram",
+                "mig-stream",
+                "mig-compress",
+            ],
         },
         // The one backend that carries pages itself: it finds out which are zero, and may know the protocol's hook records.
         "mig-transport-rdma" => Room { floor: 2, may: &["mig-transport", "mig-proto", "mig-ram"] },
