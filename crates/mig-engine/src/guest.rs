@@ -34,6 +34,18 @@ pub trait Guest: Send {
     /// Source: stops the guest. On return nobody writes its memory any more.
     fn stop(&mut self) -> Result<(), GuestError>;
 
+    /// Source, capability `auto-converge`: slows the running guest down, so that its processors stand still for
+    /// `percent` percent of the time; 0 lets them run freely, 99 is the most that is asked for. Answers whether this
+    /// guest can be slowed down at all; the default cannot, and a migration with the capability on is then refused.
+    ///
+    /// Called while the guest runs, once with 0 before anything is sent, then whenever the percentage changes, and with
+    /// 0 again as soon as the guest stands still, or before [`resume`](Guest::resume) where the migration ends without.
+    /// It is to set the pace and return: the migration waits for it.
+    fn throttle(&mut self, percent: u8) -> bool {
+        let _ = percent;
+        false
+    }
+
     /// Source: gives the guest back to its user after a failure or a cancel: it runs again if it ran before.
     fn resume(&mut self) -> Result<(), GuestError>;
 

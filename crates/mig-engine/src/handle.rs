@@ -256,6 +256,8 @@ impl Shared {
             downtime: completed.then(|| statistics.downtime_us.value() as f64 / 1000.0),
             expected_downtime: active.then(|| statistics.expected_downtime_ms.value()),
             setup_time: statistics.setup_us.value() / 1000,
+            xbzrle_cache: statistics.xbzrle_cache(),
+            cpu_throttle_percentage: statistics.cpu_throttle_percentage(),
             error_desc: state.error.clone(),
             blocked_reasons: state.blocked_reasons.clone(),
             socket_address: state.socket_address.clone(),

@@ -40,6 +40,6 @@ pub use crate::{
     record::*,
     replay::*,
     source::{Outcome, Source},
-    statistics::{MigrationInfo, RamStatistics},
+    statistics::{MigrationInfo, RamStatistics, XbzrleStatistics},
     walk::{InputEnd, Piece, StreamWalk, Walked},
 };

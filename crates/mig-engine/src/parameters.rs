@@ -27,6 +27,21 @@ pub struct Parameters {
     pub multifd_zstd_level: Option<u8>,
     /// Who looks for zero pages.
     pub zero_page_detection: ZeroPageDetection,
+    /// Bytes of the cache of capability `xbzrle`, 64 MiB as in QEMU; rounded down to a power of two of pages, and never
+    /// larger than the guest. It is memory the source takes beside the guest's; while it is changed, up to both sizes.
+    /// *Live.*
+    pub xbzrle_cache_size: u64,
+    /// Capability `auto-converge`: bytes that the guest may write while so many are sent before it is slowed down, in
+    /// percent, 1 to 100. *Live, as are the following four.*
+    pub throttle_trigger_threshold: u8,
+    /// By how much it is slowed down first, in percent of its processors' time, 1 to 99.
+    pub cpu_throttle_initial: u8,
+    /// By how much more each time that was not enough.
+    pub cpu_throttle_increment: u8,
+    /// Takes smaller steps where they are enough, near the end.
+    pub cpu_throttle_tailslow: bool,
+    /// By how much at most.
+    pub max_cpu_throttle: u8,
 }
 
 impl Default for Parameters {
@@ -40,6 +55,12 @@ impl Default for Parameters {
             multifd_zlib_level: None,
             multifd_zstd_level: None,
             zero_page_detection: ZeroPageDetection::Multifd,
+            xbzrle_cache_size: 64 << 20,
+            throttle_trigger_threshold: 50,
+            cpu_throttle_initial: 20,
+            cpu_throttle_increment: 10,
+            cpu_throttle_tailslow: false,
+            max_cpu_throttle: 99,
         }
     }
 }
@@ -83,6 +104,12 @@ pub struct Capabilities {
     pub pause_before_switchover: bool,
     /// Pages go over [data channels](Parameters::multifd_channels) of their own; both ends must have it on.
     pub multifd: bool,
+    /// Pages that the destination has already are sent as the difference (docs/wire/ram.md §4), for guests that change
+    /// little of each page they write, over slow links. Source only; not with `multifd` nor over `rdma:`.
+    pub xbzrle: bool,
+    /// A guest that writes faster than it can be sent is slowed down until it is not; see
+    /// [`Guest::throttle`](crate::Guest::throttle). Source only.
+    pub auto_converge: bool,
 }
 
 /// How long each wait may take. None is infinite by default (design decision; docs/wire/pain.md §5).
@@ -147,5 +174,19 @@ mod tests {
         assert_eq!(json["downtime-limit"], 300);
         let json = serde_json::to_value(Capabilities::default()).unwrap();
         assert_eq!(json["pause-before-switchover"], false);
+        assert_eq!(json["auto-converge"], false);
+        assert_eq!(json["xbzrle"], false);
+        let json = serde_json::to_value(Parameters::default()).unwrap();
+        let defaults = [
+            ("xbzrle-cache-size", 67_108_864),
+            ("throttle-trigger-threshold", 50),
+            ("cpu-throttle-initial", 20),
+            ("cpu-throttle-increment", 10),
+            ("max-cpu-throttle", 99),
+        ];
+        for (name, default) in defaults {
+            assert_eq!(json[name], default, "{name}");
+        }
+        assert_eq!(json["cpu-throttle-tailslow"], false);
     }
 }

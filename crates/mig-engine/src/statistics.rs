@@ -25,6 +25,28 @@ pub(crate) struct Statistics {
     pub(crate) downtime_us: Counter,
     pub(crate) setup_us: Counter,
     pub(crate) total_us: Counter,
+    pub(crate) multifd_bytes: Counter,
+    pub(crate) postcopy_bytes: Counter,
+    pub(crate) postcopy_requests: Counter,
+    pub(crate) dirty_sync_missed_zero_copy: Counter,
+    /// 0 while the guest is not slowed down.
+    pub(crate) cpu_throttle_percentage: Counter,
+    pub(crate) xbzrle: XbzrleCounters,
+}
+
+/// Capability `xbzrle`; `pass_*` are those of the last pass alone.
+#[derive(Debug, Default)]
+pub(crate) struct XbzrleCounters {
+    /// 0 where the capability is off.
+    pub(crate) cache_size: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) pages: Counter,
+    pub(crate) cache_miss: Counter,
+    pub(crate) overflow: Counter,
+    pub(crate) pass_looked_up: Counter,
+    pub(crate) pass_missed: Counter,
+    pub(crate) pass_raw: Counter,
+    pub(crate) pass_encoded: Counter,
 }
 
 /// An atomic number; relaxed, because a statistic orders nothing.
@@ -80,6 +102,57 @@ pub struct RamStatistics {
     pub precopy_bytes: u64,
     /// Bytes sent while it stood still.
     pub downtime_bytes: u64,
+    /// Bytes sent after it ran at the destination.
+    pub postcopy_bytes: u64,
+    /// Pages that the destination asked for.
+    pub postcopy_requests: u64,
+    /// Bytes that went over data channels.
+    pub multifd_bytes: u64,
+    /// Rounds in which the kernel copied what it was to send without a copy.
+    pub dirty_sync_missed_zero_copy: u64,
+}
+
+/// The `xbzrle-cache` object of `query-migrate` (docs/wire/transports.md §7.3).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct XbzrleStatistics {
+    /// Bytes of the cache, as large as it really is.
+    pub cache_size: u64,
+    /// Bytes of XBZRLE records sent.
+    pub bytes: u64,
+    /// XBZRLE records sent. Pages found unchanged cost no record and are in no count.
+    pub pages: u64,
+    /// Pages that were looked for in the cache and not there.
+    pub cache_miss: u64,
+    /// Their share of the pages looked for in the last round, 0 to 1.
+    pub cache_miss_rate: f64,
+    /// How many times longer than their deltas the pages sent as such were in the last round; 0 before the first.
+    pub encoding_rate: f64,
+    /// Pages sent whole because the delta would have been too long.
+    pub overflow: u64,
+}
+
+impl XbzrleCounters {
+    fn told(&self) -> Option<XbzrleStatistics> {
+        (self.cache_size.value() > 0).then(|| XbzrleStatistics {
+            cache_size: self.cache_size.value(),
+            bytes: self.bytes.value(),
+            pages: self.pages.value(),
+            cache_miss: self.cache_miss.value(),
+            cache_miss_rate: ratio(&self.pass_missed, &self.pass_looked_up),
+            encoding_rate: ratio(&self.pass_raw, &self.pass_encoded),
+            overflow: self.overflow.value(),
+        })
+    }
+}
+
+/// 0 of nothing.
+fn ratio(part: &Counter, whole: &Counter) -> f64 {
+    match whole.value() {
+        0 => 0.0,
+        whole => part.value() as f64 / whole as f64,
+    }
 }
 
 impl Statistics {
@@ -99,7 +172,21 @@ impl Statistics {
             pages_per_second: self.pages_per_second.value(),
             precopy_bytes: self.precopy_bytes.value(),
             downtime_bytes: self.downtime_bytes.value(),
+            postcopy_bytes: self.postcopy_bytes.value(),
+            postcopy_requests: self.postcopy_requests.value(),
+            multifd_bytes: self.multifd_bytes.value(),
+            dirty_sync_missed_zero_copy: self.dirty_sync_missed_zero_copy.value(),
         }
+    }
+
+    /// Only with the capability.
+    pub(crate) fn xbzrle_cache(&self) -> Option<XbzrleStatistics> {
+        self.xbzrle.told()
+    }
+
+    /// Only while the guest is slowed down.
+    pub(crate) fn cpu_throttle_percentage(&self) -> Option<u64> {
+        Some(self.cpu_throttle_percentage.value()).filter(|percent| *percent > 0)
     }
 }
 
@@ -122,6 +209,12 @@ pub struct MigrationInfo {
     pub expected_downtime: Option<u64>,
     /// Milliseconds before the first page could go.
     pub setup_time: u64,
+    /// Capability `xbzrle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xbzrle_cache: Option<XbzrleStatistics>,
+    /// How much the guest is slowed down, in percent; only while it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_percentage: Option<u64>,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_desc: Option<String>,
@@ -145,7 +238,41 @@ mod tests {
         let json = serde_json::to_value(statistics.ram(4096)).unwrap();
         assert_eq!(json["normal-bytes"], 3 * 4096);
         assert_eq!(json["mbps"], 8.0);
-        for name in ["dirty-sync-count", "dirty-pages-rate", "precopy-bytes", "downtime-bytes"] {
+        let names = [
+            "dirty-sync-count",
+            "dirty-pages-rate",
+            "precopy-bytes",
+            "downtime-bytes",
+            "postcopy-bytes",
+            "postcopy-requests",
+            "multifd-bytes",
+            "dirty-sync-missed-zero-copy",
+            "pages-per-second",
+            "page-size",
+        ];
+        for name in names {
+            assert!(json.get(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_cache_is_told_of_where_there_is_one_and_rates_divide_by_no_zero() {
+        let statistics = Statistics::default();
+        assert_eq!(statistics.xbzrle_cache(), None);
+        statistics.xbzrle.cache_size.set(1 << 20);
+        let json = serde_json::to_value(statistics.xbzrle_cache().unwrap()).unwrap();
+        assert_eq!(json["cache-miss-rate"], 0.0);
+        assert_eq!(json["encoding-rate"], 0.0);
+        statistics.xbzrle.pass_looked_up.set(8);
+        statistics.xbzrle.pass_missed.set(2);
+        statistics.xbzrle.pass_raw.set(8192);
+        statistics.xbzrle.pass_encoded.set(64);
+        let json = serde_json::to_value(statistics.xbzrle_cache().unwrap()).unwrap();
+        assert_eq!(
+            (&json["cache-miss-rate"], &json["encoding-rate"]),
+            (&0.25.into(), &128.0.into())
+        );
+        for name in ["cache-size", "bytes", "pages", "cache-miss", "overflow"] {
             assert!(json.get(name).is_some(), "{name}");
         }
     }

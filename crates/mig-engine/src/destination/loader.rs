@@ -9,6 +9,7 @@ use mig_proto::{
 use mig_ram::{GuestMemory, PAGE_SIZE, Placement, PlacementOptions, Placer};
 use mig_transport::RamBlockInfo;
 
+use super::encoded::EncodedPages;
 use crate::{
     answers::Ask,
     error::{Error, Result},
@@ -27,6 +28,7 @@ pub(super) struct Loader<'a> {
     /// The local index of each block of the stream.
     blocks: Vec<usize>,
     page: PageInFlight,
+    encoded: EncodedPages,
     /// Pages and zero pages since the statistics were last told: an atomic addition a page would cost as much as
     /// decoding it.
     counted: (u64, u64),
@@ -64,6 +66,7 @@ impl<'a> Loader<'a> {
             statistics,
             blocks: Vec::new(),
             page,
+            encoded: EncodedPages::new(),
             counted: (0, 0),
             row: 0,
             device: None,
@@ -143,7 +146,11 @@ impl<'a> Loader<'a> {
             Event::Hook(word) => {
                 self.hook.get_or_insert(position + word.to_be_bytes().len() as u64);
             }
-            Event::Xbzrle { .. } => return Err(unsupported("XBZRLE", "xbzrle", position)),
+            Event::Xbzrle { page, delta } => {
+                let block = self.local(page.block)?;
+                let Some((_, placer)) = &mut self.placed else { return Err(no_list()) };
+                self.encoded.apply(placer, block, &page, delta, position)?;
+            }
             Event::CompressedPage { .. } => {
                 return Err(unsupported("compressed", "compress", position));
             }

@@ -10,6 +10,7 @@
 //! told where there is a way back, and the memory holds nothing of use.
 
 mod ahead;
+mod encoded;
 mod loader;
 
 use std::{

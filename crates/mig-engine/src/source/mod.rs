@@ -14,7 +14,9 @@ mod bandwidth;
 mod convergence;
 pub(crate) mod ram;
 mod return_path;
+mod throttle;
 mod vmdesc;
+mod xbzrle;
 
 use std::{
     future::Future,
@@ -41,6 +43,7 @@ use self::{
     bandwidth::Bandwidth,
     convergence::{Convergence, Decision},
     ram::RamSource,
+    throttle::{Interval, Throttle},
 };
 use crate::{
     blockers::Blockers,
@@ -222,6 +225,10 @@ impl Source {
     /// Ends a failed migration: states, the guest handed back, the error completed.
     fn fail(&mut self, error: Error, shared: &Shared, progress: &Progress) -> Error {
         let owner = progress.owner();
+        if progress.throttled.load(Ordering::Relaxed) {
+            self.guest.throttle(0);
+            shared.statistics.cpu_throttle_percentage.set(0);
+        }
         let phase = shared.status().as_str();
         let mut error = error.during(phase).owned_by(owner);
         if owner == Owner::Source
@@ -242,7 +249,12 @@ impl Source {
         shared: &Arc<Shared>,
         progress: &Progress,
     ) -> Result<bool> {
+        xbzrle::check(self.capabilities, connector.has_ram_hooks())?;
+        self.check_throttle()?;
         let mut ram = RamSource::new(Arc::clone(&self.memory))?;
+        if self.capabilities.xbzrle {
+            ram.use_xbzrle(shared.parameters().xbzrle_cache_size, &shared.statistics)?;
+        }
         let idle = self.deadlines.idle.map(IdleClock::new);
         let mut stream =
             connect(connector, self.capabilities.return_path, &shared.limiter, idle.as_ref())
@@ -256,9 +268,11 @@ impl Source {
             )?),
             false => None,
         };
+        let hooks = Hooks::of(&mut stream);
+        xbzrle::check(self.capabilities, hooks.active())?;
         let mut job = Job {
             out: stream.writer()?,
-            hooks: Hooks::of(&mut stream),
+            hooks,
             ram: &mut ram,
             guest: &mut *self.guest,
             shared,
@@ -266,6 +280,7 @@ impl Source {
             idle,
             return_path: self.capabilities.return_path,
             pause: self.capabilities.pause_before_switchover,
+            throttle: self.capabilities.auto_converge.then(Throttle::default),
             switchover_start: self.switchover_start,
             uuid: self.uuid,
             stopped_at: None,
@@ -299,6 +314,16 @@ impl Source {
             tracing::debug!(%error, "the destination hung up first");
         }
         Ok(confirmed)
+    }
+
+    /// With auto-converge on, the guest has to be one that can be slowed down.
+    fn check_throttle(&mut self) -> Result<()> {
+        if self.capabilities.auto_converge && !self.guest.throttle(0) {
+            return Err(Error::misuse(
+                "auto-converge is on, and this guest cannot be slowed down: turn it off, or implement Guest::throttle",
+            ));
+        }
+        Ok(())
     }
 
     fn return_path_blocks(&self) -> Result<Vec<SourceBlock>> {
@@ -403,6 +428,8 @@ fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     guest_stopped: AtomicBool,
+    /// The guest is or was slowed down.
+    throttled: AtomicBool,
     owner: AtomicU8,
 }
 
@@ -436,6 +463,7 @@ struct Job<'a> {
     idle: Option<Arc<IdleClock>>,
     return_path: bool,
     pause: bool,
+    throttle: Option<Throttle>,
     switchover_start: bool,
     uuid: Option<[u8; 16]>,
     stopped_at: Option<Instant>,
@@ -491,12 +519,15 @@ impl Job<'_> {
         let mut convergence = Convergence::default();
         let mut pass = 1;
         let mut synced = Instant::now();
+        let mut synced_bytes = counters.bytes_out();
         loop {
             statistics.dirty_sync_count.set(pass);
             self.shared.pass(pass, self.ram.unsent_bytes());
             loop {
                 let more = self.send_part(SectionKind::Part, WindowReason::Round).await?;
-                let pages = statistics.normal.value() + statistics.duplicate.value();
+                let pages = statistics.normal.value()
+                    + statistics.duplicate.value()
+                    + statistics.xbzrle.pages.value();
                 let rates = bandwidth.update(Instant::now(), counters.bytes_out(), pages);
                 statistics.bandwidth_bytes_per_sec.set(rates.bytes_per_sec);
                 statistics.pages_per_second.set(rates.pages_per_sec);
@@ -505,8 +536,14 @@ impl Job<'_> {
                 }
             }
             let dirtied = self.ram.sync()?;
+            let sent = counters.bytes_out();
+            self.brake(Interval {
+                dirtied_bytes: dirtied * PAGE_SIZE as u64,
+                transferred_bytes: sent - synced_bytes,
+                elapsed: synced.elapsed(),
+            });
             let millis = synced.elapsed().as_millis().max(1);
-            synced = Instant::now();
+            (synced, synced_bytes) = (Instant::now(), sent);
             let rate = u128::from(dirtied) * 1000 / millis;
             statistics.dirty_pages_rate.set(u64::try_from(rate).unwrap_or(u64::MAX));
             let remaining = self.ram.unsent_bytes();
@@ -523,6 +560,24 @@ impl Job<'_> {
         }
     }
 
+    /// Slows the guest down if it writes too much; see [`Throttle`].
+    fn brake(&mut self, since: Interval) {
+        let Some(throttle) = &mut self.throttle else { return };
+        let Some(percent) = throttle.judge(since, &self.shared.parameters()) else { return };
+        self.progress.throttled.store(true, Ordering::Relaxed);
+        tracing::debug!(percent, "auto-converge");
+        self.guest.throttle(percent);
+        self.shared.statistics.cpu_throttle_percentage.set(percent.into());
+    }
+
+    /// The guest stands still: wherever it goes on, it is at full speed.
+    fn release_brake(&mut self) {
+        if self.progress.throttled.swap(false, Ordering::Relaxed) {
+            self.guest.throttle(0);
+            self.shared.statistics.cpu_throttle_percentage.set(0);
+        }
+    }
+
     /// Stops the guest; answers the state it was in.
     async fn switch_over(&mut self) -> Result<RunState> {
         let statistics = &self.shared.statistics;
@@ -533,6 +588,7 @@ impl Job<'_> {
         self.guest
             .stop()
             .map_err(|error| Error::misuse("the guest could not be stopped").caused_by(error))?;
+        self.release_brake();
         if self.pause {
             self.shared.source_event(SourceEvent::ConvergedPausing)?;
             self.wait_to_continue().await;
@@ -626,6 +682,10 @@ impl Job<'_> {
     /// One PART, as long as [`PART_TIME`] or [`WINDOW_TIME`] lasts, or all that is left in an END; answers whether the pass goes on.
     async fn send_part(&mut self, kind: SectionKind, reason: WindowReason) -> Result<bool> {
         let begun = Instant::now();
+        if self.ram.has_xbzrle() {
+            let bytes = self.shared.parameters().xbzrle_cache_size;
+            self.ram.resize_xbzrle(bytes, &self.shared.statistics);
+        }
         let most = if self.hooks.active() { WINDOW_TIME } else { PART_TIME };
         let mut head = Vec::with_capacity(8);
         encode::section(&mut head, &ram_section(kind));

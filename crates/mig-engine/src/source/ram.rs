@@ -17,6 +17,7 @@ use mig_ram::{DirtyBitmap, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, Run, zero_pag
 use mig_stream::StreamWriter;
 use mig_transport::{RamBlockInfo, Region, SavePages};
 
+use super::xbzrle::Xbzrle;
 use crate::{
     error::{Error, Result},
     hooks::Hooks,
@@ -38,6 +39,8 @@ pub(crate) struct RamSource {
     /// Where the pass goes on: block and page.
     cursor: (usize, usize),
     unsent_pages: u64,
+    /// Capability `xbzrle`.
+    xbzrle: Option<Xbzrle>,
 }
 
 struct Block {
@@ -52,6 +55,18 @@ struct Block {
 impl Block {
     fn name(&self) -> Name<'_> {
         Name::new(&self.name).expect("names were checked when the source was made")
+    }
+
+    /// The page with this number; `index` is the block's own place.
+    #[inline]
+    fn page(&self, index: usize, number: usize) -> Page<'_> {
+        Page {
+            block: index,
+            name: self.name(),
+            number,
+            region: &self.region,
+            at: number * PAGE_SIZE,
+        }
     }
 
     /// Which pages of a run of at most [`RUN_PAGES`] are zero: bit i for its page i.
@@ -86,7 +101,26 @@ impl RamSource {
             continued: encode::ContinueMemory::new(),
             cursor: (0, 0),
             unsent_pages: 0,
+            xbzrle: None,
         })
+    }
+
+    /// Sends what the receiver has already as the difference, with a cache of `bytes`.
+    pub(crate) fn use_xbzrle(&mut self, bytes: u64, statistics: &Statistics) -> Result<()> {
+        self.xbzrle = Some(Xbzrle::new(&*self.memory, bytes, statistics)?);
+        Ok(())
+    }
+
+    /// Whether [`use_xbzrle`](Self::use_xbzrle) was called.
+    pub(crate) fn has_xbzrle(&self) -> bool {
+        self.xbzrle.is_some()
+    }
+
+    /// Takes over the live parameter `xbzrle-cache-size`.
+    pub(crate) fn resize_xbzrle(&mut self, bytes: u64, statistics: &Statistics) {
+        if let Some(xbzrle) = &mut self.xbzrle {
+            xbzrle.resize(bytes, statistics);
+        }
     }
 
     /// Bytes of guest memory that migrate.
@@ -141,6 +175,9 @@ impl RamSource {
         }
         self.unsent_pages = self.blocks.iter().map(|block| block.unsent.count()).sum();
         self.cursor = (0, 0);
+        if let Some(xbzrle) = &mut self.xbzrle {
+            xbzrle.next_pass();
+        }
         Ok(dirtied)
     }
 
@@ -151,8 +188,9 @@ impl RamSource {
         out: &mut StreamWriter,
         statistics: &Statistics,
     ) -> Result<bool> {
+        let mut xbzrle = self.xbzrle.as_mut().filter(|xbzrle| xbzrle.is_on());
         let (mut normal, mut zero) = (0u64, 0u64);
-        let more = loop {
+        let more = 'pass: loop {
             if out.needs_flush() {
                 break true;
             }
@@ -169,18 +207,23 @@ impl RamSource {
                     block.unsent.set_range(page, run.end() - page);
                     self.cursor = (index, page);
                     self.unsent_pages -= (page - run.start) as u64;
-                    statistics.normal.add(normal);
-                    statistics.duplicate.add(zero);
-                    return Ok(true);
+                    break 'pass true;
                 }
                 let is_zero = zeros >> (page - run.start) & 1 != 0;
-                put_page(out, &mut self.continued, index, block, page, is_zero)?;
-                zero += u64::from(is_zero);
-                normal += u64::from(!is_zero);
+                let page = block.page(index, page);
+                let sent = match &mut xbzrle {
+                    None => put_page(out, &mut self.continued, page, is_zero)?,
+                    Some(xbzrle) => xbzrle.put(out, &mut self.continued, page, is_zero)?,
+                };
+                zero += u64::from(sent == Sent::Zero);
+                normal += u64::from(sent == Sent::Whole);
             }
             self.unsent_pages -= (run.end() - run.start) as u64;
             self.cursor = (index, run.end());
         };
+        if let Some(xbzrle) = xbzrle {
+            xbzrle.tell(statistics);
+        }
         statistics.normal.add(normal);
         statistics.duplicate.add(zero);
         Ok(more)
@@ -245,7 +288,7 @@ impl RamSource {
                 for page in run.start..run.end() {
                     out.make_room().await?;
                     let is_zero = zeros >> (page - run.start) & 1 != 0;
-                    put_page(out, &mut self.continued, index, block, page, is_zero)?;
+                    put_page(out, &mut self.continued, block.page(index, page), is_zero)?;
                 }
                 let zero = u64::from(zeros.count_ones());
                 statistics.duplicate.add(zero);
@@ -258,37 +301,60 @@ impl RamSource {
     }
 }
 
+/// A page to be sent, and where its bytes are.
+#[derive(Clone, Copy)]
+pub(super) struct Page<'a> {
+    /// The block's place in the block list, and its name.
+    pub(super) block: usize,
+    pub(super) name: Name<'a>,
+    /// Counted from the block's start.
+    pub(super) number: usize,
+    pub(super) region: &'a Arc<dyn Region>,
+    pub(super) at: usize,
+}
+
+/// What was sent for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// A ZERO record.
+    Zero,
+    /// A PAGE record.
+    Whole,
+    /// An XBZRLE record.
+    Delta,
+    /// No record: the receiver has it as it is.
+    Nothing,
+}
+
 /// Lists one page.
 #[inline]
-fn put_page(
+pub(super) fn put_page(
     out: &mut StreamWriter,
     continued: &mut encode::ContinueMemory,
-    index: usize,
-    block: &Block,
-    page: usize,
+    page: Page<'_>,
     is_zero: bool,
-) -> Result<()> {
-    let offset = page * PAGE_SIZE;
-    let number = u32::try_from(index).unwrap_or(u32::MAX);
+) -> Result<Sent> {
+    let offset = (page.number * PAGE_SIZE) as u64;
+    let number = u32::try_from(page.block).unwrap_or(u32::MAX);
     if is_zero {
-        let word = continued.word(number, RamWord::zero(offset as u64));
+        let word = continued.word(number, RamWord::zero(offset));
         if word.is_continue() {
             let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
             out.put(&[a, b, c, d, e, f, g, h, 0])?;
         } else {
             let mut head = Vec::with_capacity(32);
-            encode::zero_page(&mut head, word, block.name());
+            encode::zero_page(&mut head, word, page.name);
             out.put(&head)?;
         }
-        return Ok(());
+        return Ok(Sent::Zero);
     }
-    let word = continued.word(number, RamWord::page(offset as u64));
+    let word = continued.word(number, RamWord::page(offset));
     if word.is_continue() {
-        out.put_head_and_region(&word.to_be_bytes(), &block.region, offset, PAGE_SIZE)?;
+        out.put_head_and_region(&word.to_be_bytes(), page.region, page.at, PAGE_SIZE)?;
     } else {
         let mut head = Vec::with_capacity(32);
-        encode::page_head(&mut head, word, block.name());
-        out.put_head_and_region(&head, &block.region, offset, PAGE_SIZE)?;
+        encode::page_head(&mut head, word, page.name);
+        out.put_head_and_region(&head, page.region, page.at, PAGE_SIZE)?;
     }
-    Ok(())
+    Ok(Sent::Whole)
 }
