@@ -1,7 +1,7 @@
 //! Guest memory held at an end that has no guest, because a transport writes into memory or reads from it.
 //!
 //! ```text
-//!   block list ── fits? ──▶ blocks, all zero ◀── records of the stream (PAGE, ZERO, XBZRLE)
+//!   block list ── fits? ──▶ blocks, all zero ◀── records of the stream (PAGE, ZERO, XBZRLE, COMPRESS_PAGE)
 //!                                            ◀── or a transport's writes
 //! ```
 //!
@@ -10,11 +10,13 @@
 
 use std::sync::Arc;
 
+use mig_compress::PageInflater;
 use mig_proto::{BlockEntry, BlockId, Event};
 use mig_ram::{GuestMemory, PAGE_SIZE, RamBlock, RamBlocks};
 use mig_transport::{Blame, RamBlockInfo, Region};
 
 use crate::{
+    destination::encoded::{not_a_delta, not_a_page},
     error::{Error, Result},
     xbzrle,
 };
@@ -27,6 +29,8 @@ pub(crate) struct HeldMemory {
     /// Where each block of the stream is in `memory`.
     local: Vec<usize>,
     page: PageInFlight,
+    /// Only stored streams of QEMU up to 9.0 need it.
+    inflater: Option<PageInflater>,
 }
 
 /// A page whose bytes may come in several pieces.
@@ -84,22 +88,19 @@ impl HeldMemory {
                 let region = self.region(self.block(page.block)?)?;
                 let mut bytes = [0; PAGE_SIZE];
                 region.copy_out_at(at, &mut bytes).map_err(outside)?;
-                xbzrle::apply(&mut bytes, delta.as_bytes()).map_err(|broken| {
-                    Error::peer_misbehaved(format!(
-                        "byte {position} ({position:#x}): XBZRLE delta for page {at:#x} of block '{}': {broken}",
-                        page.name
-                    ))
-                    .at(position)
-                })?;
+                xbzrle::apply(&mut bytes, delta.as_bytes())
+                    .map_err(|broken| not_a_delta(broken, page, position))?;
                 region.copy_in_at(at, &bytes).map_err(outside)?;
             }
-            Event::CompressedPage { .. } => {
-                return Err(Error::peer_incompatible(format!(
-                    "byte {position} ({position:#x}): a compressed page, which cannot be unpacked here for a transport \
-                     that carries memory: turn compress off at the source, or use a transport that carries the stream \
-                     alone"
-                ))
-                .at(position));
+            Event::CompressedPage { page, data } => {
+                let at = to_usize(page.offset)?;
+                let region = self.region(self.block(page.block)?)?;
+                let mut bytes = [0; PAGE_SIZE];
+                let inflater = self.inflater.get_or_insert_default();
+                inflater
+                    .inflate_page(data.as_bytes(), &mut bytes)
+                    .map_err(|error| not_a_page(&error, page, position))?;
+                region.copy_in_at(at, &bytes).map_err(outside)?;
             }
             _ => return Ok(false),
         }

@@ -6,7 +6,8 @@
 //!   COMPRESS_PAGE:  zlib stream ───────────────▶ page ──▶ placed
 //! ```
 
-use mig_proto::{Delta, PageRecord};
+use mig_compress::PageInflater;
+use mig_proto::{Deflated, Delta, PageRecord};
 use mig_ram::{PAGE_SIZE, Placer};
 
 use crate::{
@@ -18,11 +19,13 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct EncodedPages {
     page: Box<[u8; PAGE_SIZE]>,
+    /// Only sources up to QEMU 9.0 need it.
+    inflater: Option<PageInflater>,
 }
 
 impl EncodedPages {
     pub(super) fn new() -> Self {
-        Self { page: Box::new([0; PAGE_SIZE]) }
+        Self { page: Box::new([0; PAGE_SIZE]), inflater: None }
     }
 
     /// Changes the page of the local block `block` as the record says.
@@ -36,17 +39,46 @@ impl EncodedPages {
     ) -> Result<()> {
         placer.read_page(block, record.offset, &mut self.page)?;
         xbzrle::apply(&mut self.page, delta.as_bytes())
-            .map_err(|broken| unsound("XBZRLE delta", record, &broken, position))?;
+            .map_err(|broken| not_a_delta(broken, record, position))?;
+        Ok(placer.place_page(block, record.offset, &self.page[..])?)
+    }
+
+    /// Brings the compressed page of the local block `block`.
+    pub(super) fn inflate(
+        &mut self,
+        placer: &mut Placer,
+        block: usize,
+        record: &PageRecord<'_>,
+        data: Deflated<'_>,
+        position: u64,
+    ) -> Result<()> {
+        let inflater = self.inflater.get_or_insert_default();
+        inflater
+            .inflate_page(data.as_bytes(), &mut self.page)
+            .map_err(|error| not_a_page(&error, record, position))?;
         Ok(placer.place_page(block, record.offset, &self.page[..])?)
     }
 }
 
-fn unsound(
-    what: &str,
+/// A delta that cannot be applied.
+pub(crate) fn not_a_delta(broken: &str, record: &PageRecord<'_>, position: u64) -> Error {
+    unsound("XBZRLE delta", broken, record, position)
+}
+
+/// Compressed bytes that are no page.
+pub(crate) fn not_a_page(
+    error: &mig_compress::Error,
     record: &PageRecord<'_>,
-    broken: &dyn std::fmt::Display,
     position: u64,
 ) -> Error {
+    let problem = match error {
+        mig_compress::Error::Page { problem } => problem.to_string(),
+        other => other.to_string(),
+    };
+    unsound("compressed data", &problem, record, position)
+}
+
+fn unsound(what: &str, broken: &str, record: &PageRecord<'_>, position: u64) -> Error {
     Error::peer_misbehaved(format!(
         "byte {position} ({position:#x}): {what} for page {:#x} of block '{}': {broken}",
         record.offset, record.name

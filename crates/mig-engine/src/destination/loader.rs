@@ -151,8 +151,11 @@ impl<'a> Loader<'a> {
                 let Some((_, placer)) = &mut self.placed else { return Err(no_list()) };
                 self.encoded.apply(placer, block, &page, delta, position)?;
             }
-            Event::CompressedPage { .. } => {
-                return Err(unsupported("compressed", "compress", position));
+            Event::CompressedPage { page, data } => {
+                let block = self.local(page.block)?;
+                let Some((_, placer)) = &mut self.placed else { return Err(no_list()) };
+                self.encoded.inflate(placer, block, &page, data, position)?;
+                self.counted.0 += 1;
             }
             // Headers, footers and ends are checked by the decoder; MULTIFD_FLUSH means nothing on a single stream
             // (docs/wire/ram.md §1), and VMDESCRIPTION is informative.
@@ -307,11 +310,4 @@ impl<'a> Loader<'a> {
 
 fn no_list() -> Error {
     Error::peer_misbehaved("a page of a block that no list named")
-}
-
-fn unsupported(what: &str, capability: &str, position: u64) -> Error {
-    Error::peer_incompatible(format!(
-        "the source sent a {what} page, which this destination cannot load: turn {capability} off at the source"
-    ))
-    .at(position)
 }

@@ -10,7 +10,7 @@
 //! told where there is a way back, and the memory holds nothing of use.
 
 mod ahead;
-mod encoded;
+pub(crate) mod encoded;
 mod loader;
 
 use std::{

@@ -10,7 +10,7 @@ use std::{
 
 use mig_engine::{Destination, Error};
 use mig_proto::{
-    Configuration, Name, RamWord, SectionHeader, SectionKind,
+    Configuration, Deflated, Delta, Name, RamWord, SectionHeader, SectionKind,
     encode::{self, Block, ContinueMemory},
 };
 use mig_ram::{PAGE_SIZE, PlaceMechanism, RamBlock, RamBlocks};
@@ -18,7 +18,7 @@ use mig_transport::{Channel, ChannelParts, ReceiveHalf};
 use proptest::prelude::*;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::support::{Arriving, Diary, TestGuest, whole};
+use crate::support::{Arriving, Diary, TestGuest, stored_zlib, whole};
 
 const PAGES: [usize; 2] = [2048, 64];
 const NAMES: [&str; 2] = ["test.ram", "test.rom"];
@@ -78,6 +78,10 @@ enum Piece {
     Pages { block: usize, first: usize, count: usize, fill: u8 },
     /// Zero pages in a row.
     Zeros { block: usize, first: usize, count: usize },
+    /// Deltas in a row: each of these pages gets this byte at this place, twice.
+    Deltas { block: usize, first: usize, count: usize, at: usize, fill: u8 },
+    /// Pages in a row, each a zlib stream.
+    Deflated { block: usize, first: usize, count: usize, fill: u8 },
     /// One section ends, the next one begins.
     Section,
 }
@@ -140,6 +144,28 @@ impl Writer {
                     let name = Name::new(NAMES[block].as_bytes()).unwrap();
                     encode::zero_page(&mut self.out, word, name);
                     self.page(block, page).fill(0);
+                }
+            }
+            Piece::Deltas { block, first, count, at, fill } => {
+                for page in first..first + count {
+                    let word = RamWord::xbzrle((page * PAGE_SIZE) as u64);
+                    let word = self.continued.word(block as u32, word);
+                    let name = Name::new(NAMES[block].as_bytes()).unwrap();
+                    let delta = [at as u8 | 0x80, (at >> 7) as u8, 2, fill, fill];
+                    encode::xbzrle_page(&mut self.out, word, name, Delta::new(&delta).unwrap());
+                    self.page(block, page)[at..at + 2].fill(fill);
+                }
+            }
+            Piece::Deflated { block, first, count, fill } => {
+                for page in first..first + count {
+                    let word = RamWord::compressed((page * PAGE_SIZE) as u64);
+                    let word = self.continued.word(block as u32, word);
+                    let name = Name::new(NAMES[block].as_bytes()).unwrap();
+                    let bytes = [fill ^ page as u8; PAGE_SIZE];
+                    let zlib = stored_zlib(&bytes);
+                    let data = Deflated::new(&zlib).unwrap();
+                    encode::compressed_page(&mut self.out, word, name, data);
+                    self.page(block, page).copy_from_slice(&bytes);
                 }
             }
             Piece::Section => {
@@ -218,6 +244,16 @@ fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         1 => (0..PAGES[0], 1_usize..80).prop_map(|(first, count)| {
             Piece::Zeros { block: 0, first, count: count.min(PAGES[0] - first) }
         }),
+        2 => (0..2_usize, 0..64_usize, 1_usize..20, 0..PAGE_SIZE - 1, any::<u8>()).prop_map(
+            |(block, first, count, at, fill)| {
+                Piece::Deltas { block, first, count: count.min(PAGES[1] - first), at, fill }
+            }
+        ),
+        1 => (0..2_usize, 0..64_usize, 1_usize..20, any::<u8>()).prop_map(
+            |(block, first, count, fill)| {
+                Piece::Deflated { block, first, count: count.min(PAGES[1] - first), fill }
+            }
+        ),
         1 => Just(Piece::Section),
     ];
     prop::collection::vec(piece, 1..12)
@@ -283,6 +319,35 @@ fn a_stream_cut_or_wrong_in_a_long_row_fails_as_everywhere() {
         .copy_from_slice(&RamWord::page(5000 * 4096).continued().raw().to_be_bytes());
     let error = receive(wrong, vec![100_000]).outcome.unwrap_err();
     assert!(error.to_string().contains(&word.to_string()), "{error} (at {word})");
+}
+
+#[test]
+fn a_page_that_cannot_be_made_is_the_sources_fault_and_named() {
+    let long = stored_zlib(&[7; PAGE_SIZE + 1]);
+    let damaged: Vec<u8> = stored_zlib(&[7; PAGE_SIZE]).into_iter().rev().collect();
+    let whole = stored_zlib(&[7; PAGE_SIZE]);
+    let deflated = [&long[..], &damaged, &whole[..whole.len() - 1]];
+    let deltas: [&[u8]; 3] = [&[5], &[0xff, 0x1f, 2, 1, 2], &[1, 1, 7, 0, 1, 7]];
+    let records = deflated.iter().map(|bytes| (true, *bytes));
+    for (compressed, bytes) in records.chain(deltas.iter().map(|bytes| (false, *bytes))) {
+        let mut writer = Writer::new();
+        writer.put(&Piece::Pages { block: 0, first: 0, count: 1, fill: 9 });
+        let (position, name) = (writer.out.len(), Name::new(b"test.rom").unwrap());
+        let what = if compressed {
+            let data = Deflated::new(bytes).unwrap();
+            encode::compressed_page(&mut writer.out, RamWord::compressed(0x7000), name, data);
+            "compressed data"
+        } else {
+            let delta = Delta::new(bytes).unwrap();
+            encode::xbzrle_page(&mut writer.out, RamWord::xbzrle(0x7000), name, delta);
+            "XBZRLE delta"
+        };
+        let error = receive(writer.finish().0, vec![100_000]).outcome.unwrap_err();
+        assert_eq!(error.blame(), mig_transport::Blame::PeerMisbehaved, "{error}");
+        assert_eq!(error.position(), Some(position as u64), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{what} for page 0x7000 of block 'test.rom'")), "{text}");
+    }
 }
 
 #[test]

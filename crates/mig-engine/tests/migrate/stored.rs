@@ -12,7 +12,7 @@ use mig_engine::{
     Replayed, Replayer, ReturnPathWish, StreamSink, StreamWalk,
 };
 use mig_proto::{
-    Advise, Command, Delta, Event, Name, Options, RamWord, SectionHeader, SectionKind,
+    Advise, Command, Deflated, Delta, Event, Name, Options, RamWord, SectionHeader, SectionKind,
     UnknownIterables, encode,
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
@@ -20,7 +20,9 @@ use mig_testkit::{DirectRam, Fault, direct_pair, memory_pair, pattern};
 use mig_transport::{Blame, Channel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Arriving, Diary, Pair, RAM_BYTES, Ready, TestGuest, check, one_way, whole};
+use crate::support::{
+    Arriving, Diary, Pair, RAM_BYTES, Ready, TestGuest, check, one_way, stored_zlib, whole,
+};
 
 const BUFFER: usize = 64 * 1024;
 /// What `fill` writes.
@@ -299,6 +301,9 @@ fn stored_by_hand() -> Vec<u8> {
         encode::zero_page(out, RamWord::zero(8192), name("test.ram"));
         let delta = Delta::new(&[16, 2, 9, 9]).unwrap();
         encode::xbzrle_page(out, RamWord::xbzrle(0), name("test.ram"), delta);
+        let zlib = stored_zlib(&[8; PAGE_SIZE]);
+        let data = Deflated::new(&zlib).unwrap();
+        encode::compressed_page(out, RamWord::compressed(4096 * 7), name("test.ram"), data);
     });
     ram(&mut out, SectionKind::End, |out| page(out, 4096 * 5, 6));
     tail(&mut out);
@@ -311,6 +316,7 @@ fn check_by_hand(pair: &Pair) {
     expected[16..18].fill(9);
     expected[4096..8192].fill(4);
     expected[5 * 4096..6 * 4096].fill(6);
+    expected[7 * 4096..8 * 4096].fill(8);
     let mut found = vec![0; RAM_BYTES as usize];
     whole(&pair.destination_ram, 0).copy_out(&mut found);
     assert!(found == expected);
@@ -329,7 +335,7 @@ async fn of_a_page_that_was_stored_several_times_the_last_copy_is_sent() {
     received.unwrap();
     check_by_hand(&pair);
     assert!(!sent.confirmed, "a channel without a way back");
-    assert_eq!((sent.pages.normal, sent.pages.zero), (3, 65));
+    assert_eq!((sent.pages.normal, sent.pages.zero), (4, 64));
     assert_eq!(direct.saved().len(), 2);
     assert!(pair.destination_diary.has("load disk"));
 }
@@ -374,11 +380,20 @@ async fn what_is_wrong_with_a_stored_stream_is_found_before_anything_is_sent() {
         encode::xbzrle_page(out, RamWord::xbzrle(0), name("test.ram"), delta);
     });
     tail(&mut bad_delta);
+    let mut bad_zlib = Vec::new();
+    head(&mut bad_zlib);
+    ram(&mut bad_zlib, SectionKind::End, |out| {
+        let short = stored_zlib(&[8; PAGE_SIZE - 1]);
+        let data = Deflated::new(&short).unwrap();
+        encode::compressed_page(out, RamWord::compressed(0x3000), name("test.ram"), data);
+    });
+    tail(&mut bad_zlib);
     let cases = [
         (whole[..whole.len() - 600].to_vec(), Blame::PeerMisbehaved, "cannot be sent"),
         (advised, Blame::PeerIncompatible, "postcopy-ram"),
         (ignoring, Blame::PeerIncompatible, "x-ignore-shared"),
         (bad_delta, Blame::PeerMisbehaved, "delta"),
+        (bad_zlib, Blame::PeerMisbehaved, "compressed data for page 0x3000 of block 'test.ram'"),
     ];
     for (stored, blame, word) in cases {
         let mut options = two_way();

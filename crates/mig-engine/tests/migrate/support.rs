@@ -276,3 +276,19 @@ mod half {
     impl ReceiveHalf for Half<Receiver> {}
     impl SendHalf for Half<Sender> {}
 }
+
+/// A zlib stream (RFC 1950) of these bytes as they are.
+pub(crate) fn stored_zlib(bytes: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(bytes.len()).unwrap();
+    let (mut a, mut b) = (1u32, 0u32);
+    for byte in bytes {
+        a = (a + u32::from(*byte)) % 65521;
+        b = (b + a) % 65521;
+    }
+    let mut out = vec![0x78, 0x01, 0x01];
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(&(!len).to_le_bytes());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(&(b << 16 | a).to_be_bytes());
+    out
+}
