@@ -36,6 +36,7 @@ pub mod return_path;
 mod section;
 pub mod state;
 pub mod vmdesc;
+pub mod xbzrle;
 
 pub use classify::{FirstBytes, classify};
 pub use command::{Advise, Command, DiscardRange, RamDiscard};
