@@ -12,6 +12,7 @@ mod failure;
 mod flags;
 mod inspect;
 mod logging;
+mod multifd;
 mod pinning;
 mod recv;
 mod result;

@@ -21,7 +21,7 @@ use mig::{
 use crate::{
     failure::{Failure, Outcome},
     flags::SendFlags,
-    pinning,
+    multifd, pinning,
     recv::parse,
     result,
     standard::{self, Wanted},
@@ -67,14 +67,16 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
         flags.rdma_pin_all,
         flags.rdma_pinned_memory,
     )?;
-    if stdin && address.address().scheme() == "rdma" {
+    let mut options = ReplayOptions::default();
+    options.multifd = multifd::plan(&flags.multifd, &address, &mut options.parameters)?;
+    options.uuid = flags.multifd.uuid.map(|uuid| uuid.0);
+    if stdin && (options.multifd || address.address().scheme() == "rdma") {
         return Err(Failure::misuse(format!(
-            "{address} carries the guest's memory itself, so the memory is brought together before the rest is sent: the \
+            "over rdma: and with --multifd the guest's memory is brought together before the rest is sent to {address}: the \
              stream is read twice, and stdin can be read only once"
         ))
-        .next("store the stream in a file and send that, or use a transport that carries the stream alone (tcp:, unix:)"));
+        .next("store the stream in a file and send that, or use a single channel of a transport that carries the stream alone (tcp:, unix:)"));
     }
-    let mut options = ReplayOptions::default();
     options.return_path = match (flags.return_path, flags.no_return_path) {
         (true, _) => ReturnPathWish::Always,
         (_, true) => ReturnPathWish::Never,

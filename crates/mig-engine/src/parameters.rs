@@ -23,8 +23,9 @@ pub struct Parameters {
     pub multifd_compression: MultifdCompression,
     /// zlib's level, 0 to 9; `None`, our default, chooses it by a sample of the guest's memory (QEMU's default is 1).
     pub multifd_zlib_level: Option<u8>,
-    /// zstd's level, 0 to 20; `None`, our default, chooses it by a sample of the guest's memory (QEMU's default is 1).
-    pub multifd_zstd_level: Option<u8>,
+    /// zstd's level, up to 20; negative ones, which QEMU does not offer, are faster than 1. `None`, our default, chooses
+    /// it by a sample of the guest's memory (QEMU's default is 1).
+    pub multifd_zstd_level: Option<i8>,
     /// Who looks for zero pages.
     pub zero_page_detection: ZeroPageDetection,
     /// Bytes of the cache of capability `xbzrle`, 64 MiB as in QEMU; rounded down to a power of two of pages, and never

@@ -6,6 +6,7 @@
 mod bench;
 mod doctor;
 mod inspect;
+mod multifd;
 mod quantity;
 mod recv;
 mod send;
@@ -16,6 +17,7 @@ pub(crate) use crate::flags::{
     bench::BenchFlags,
     doctor::DoctorFlags,
     inspect::InspectFlags,
+    multifd::{Compression, MultifdFlags},
     quantity::{Duration, Rate, Size},
     recv::RecvFlags,
     send::SendFlags,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, Rate, Size};
+use crate::flags::{Duration, MultifdFlags, Rate, Size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,12 +18,15 @@ Examples:
   Over RDMA, with an answer; the destination's QEMU has the capability `return-path` on too:
       mig send vm.mig rdma:192.0.2.1:4444 --return-path
 
+  Over four connections, into a QEMU with the capability `multifd` and four `multifd-channels`:
+      mig send vm.mig tcp:otherhost:4444 --multifd 4
+
 Where the transport can carry answers (tcp, unix, vsock, socket fds), the destination is asked to
 confirm, and success is reported only after it did. Elsewhere (file, pipes, exec and rdma without
 --return-path) the report says \"sent, not confirmed\".
 
-Over rdma each page is sent once: the guest's memory is brought together here first, so FILE must
-be a file, and this machine needs as much free memory as the guest has.";
+Over rdma and with --multifd each page is sent once: the guest's memory is brought together here
+first, so FILE must be a file, and this machine needs as much free memory as the guest has.";
 
 /// Be a migration source: replay a saved file to any QEMU-compatible destination.
 #[derive(Debug, Args)]
@@ -46,6 +49,9 @@ pub(crate) struct SendFlags {
     /// Write no faster than this; 0 is unlimited
     #[arg(long, value_name = "RATE")]
     pub(crate) max_bandwidth: Option<Rate>,
+
+    #[command(flatten)]
+    pub(crate) multifd: MultifdFlags,
 
     /// rdma: register all memory of both ends up front (QEMU's `rdma-pin-all`), not just what is being written
     #[arg(long, conflicts_with = "rdma_pinned_memory")]

@@ -67,15 +67,6 @@ impl<T> Lane<T> {
             })
         })
     }
-
-    /// Waits until the future has ended.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe until it answered.
-    pub(crate) async fn result(&mut self) -> Result<T> {
-        std::future::poll_fn(|cx| self.poll_result(cx)).await
-    }
 }
 
 impl<T> Drop for Lane<T> {
@@ -89,7 +80,7 @@ impl<T> Drop for Lane<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Duration};
+    use std::{future::poll_fn, sync::mpsc, time::Duration};
 
     use super::*;
 
@@ -100,13 +91,13 @@ mod tests {
             Ok(7)
         })
         .unwrap();
-        assert_eq!(lane.result().await.unwrap(), 7);
+        assert_eq!(poll_fn(|cx| lane.poll_result(cx)).await.unwrap(), 7);
     }
 
     #[tokio::test]
     async fn a_panic_is_an_error() {
         let mut lane = Lane::<()>::spawn("two".into(), || async { panic!("as told") }).unwrap();
-        let error = lane.result().await.unwrap_err();
+        let error = poll_fn(|cx| lane.poll_result(cx)).await.unwrap_err();
         assert!(error.to_string().contains("the thread of two broke down"), "{error}");
     }
 

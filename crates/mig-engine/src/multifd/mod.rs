@@ -15,5 +15,8 @@
 //!
 //! A channel that fails ends the migration: its lane's result says why, all others are stopped, nobody waits for it.
 
-#[expect(dead_code, reason = "the channels that use it follow")]
 pub(crate) mod lane;
+mod packer;
+pub(crate) mod send;
+
+pub(crate) use self::send::SendChannels;

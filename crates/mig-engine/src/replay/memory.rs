@@ -1,35 +1,57 @@
-//! A stored stream's memory, for a transport that carries memory itself.
+//! A stored stream's memory, for a transport that carries memory itself, or for data channels.
 //!
 //! ```text
 //!   first reading:   records about pages ──▶ memory         (all of it is checked before anything is sent)
-//!   second reading:  START ─ HOOK, window ─ EOS             PART: left out
-//!                    END ─── HOOK, window with every page ─ EOS           everything else as it is stored
+//!   second reading:  START ─ window ─ EOS                   PART: left out
+//!                    END ─── window with every page ─ EOS                 everything else as it is stored
 //! ```
+//!
+//! A window is HOOK and what follows it, or what the data channels carry and the mark behind it.
 //!
 //! It costs as much memory as the guest has. Each page is sent once, as it was last stored.
 
-use std::{io::Read, sync::Arc};
+use std::{io::Read, sync::Arc, time::Duration};
 
-use mig_proto::{Event, Options};
+use mig_proto::{
+    Event, Options,
+    multifd::{Dialect, SyncMode, ZeroPages},
+};
 use mig_ram::PAGE_SIZE;
-use mig_stream::StreamWriter;
-use mig_transport::WindowReason;
+use mig_stream::{IdleClock, StreamWriter};
+use mig_transport::{Connector, WindowReason};
 
 use crate::{
     error::{Error, Result},
     handle::Shared,
     held::HeldMemory,
     hooks::Hooks,
+    multifd::SendChannels,
     replay::{input::InputReader, replayer::unsound},
     source::ram::RamSource,
     walk::{InputEnd, StreamWalk},
 };
 
-/// The memory to be sent, and the hooks that take it.
+/// How often statistics are told while data channels carry pages.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The memory to be sent, and who takes it.
 pub(super) struct StoredMemory {
     /// `None` if the stored stream has none; the connection may need its hooks all the same.
     ram: Option<RamSource>,
-    hooks: Hooks,
+    carrier: Carrier,
+}
+
+/// Who carries the pages.
+enum Carrier {
+    Hooks(Hooks),
+    Data { channels: SendChannels, sync: SyncMode, count: u8 },
+}
+
+/// What the first reading found.
+pub(super) struct Stored {
+    pub(super) held: HeldMemory,
+    machine: Option<Vec<u8>>,
+    uuid: Option<[u8; 16]>,
 }
 
 /// Reads all of `input`, the memory into memory.
@@ -42,7 +64,7 @@ pub(super) async fn load(
     name: &str,
     options: &Options,
     limit: Option<u64>,
-) -> Result<HeldMemory> {
+) -> Result<Stored> {
     let bytes = options.target_page_size.bytes();
     if bytes as usize != PAGE_SIZE {
         return Err(Error::misuse(format!(
@@ -52,7 +74,7 @@ pub(super) async fn load(
     }
     let mut input = InputReader::start(input, name.into())?;
     let mut walk = StreamWalk::new(options.clone());
-    let mut held = HeldMemory::new(limit);
+    let mut stored = Stored { held: HeldMemory::new(limit), machine: None, uuid: None };
     loop {
         let (buffer, ended) = input.next().await?;
         let end = if ended { InputEnd::Closed } else { InputEnd::Open };
@@ -60,12 +82,16 @@ pub(super) async fn load(
             .walk::<Error>(buffer.bytes(), end, |piece| {
                 let Some(event) = &piece.event else { return Ok(()) };
                 refuse_host_pages(event, piece.position)?;
-                held.visit(event, piece.position).map(drop)
+                if let Event::Configuration(configuration) = event {
+                    stored.machine = Some(configuration.machine().to_vec());
+                    stored.uuid = configuration.uuid();
+                }
+                stored.held.visit(event, piece.position).map(drop)
             })
             .map_err(|error| unsound(name, error))?;
         input.used(buffer, walked.consumed);
         if ended {
-            return Ok(held);
+            return Ok(stored);
         }
     }
 }
@@ -87,47 +113,125 @@ fn refuse_host_pages(event: &Event<'_>, position: u64) -> Result<()> {
 
 impl StoredMemory {
     /// `held` is to be sent through `hooks`.
-    pub(super) fn new(held: &HeldMemory, hooks: Hooks) -> Result<Self> {
-        let ram = match held.memory() {
-            None => None,
-            Some(memory) => {
-                let mut ram = RamSource::new(Arc::clone(memory) as _)?;
-                ram.all_unsent();
-                Some(ram)
-            }
-        };
-        Ok(Self { ram, hooks })
+    pub(super) fn through_hooks(held: &HeldMemory, hooks: Hooks) -> Result<Self> {
+        Ok(Self { ram: all_of(held)?, carrier: Carrier::Hooks(hooks) })
     }
 
-    /// Opens and closes the window of a section that ends; the last one has every page in it.
+    /// What is `stored` is to be sent over data channels, as many as the parameters of `shared` say.
+    pub(super) fn over_data_channels(
+        stored: &Stored,
+        uuid: Option<[u8; 16]>,
+        shared: &Arc<Shared>,
+        idle: Option<Arc<IdleClock>>,
+    ) -> Result<Self> {
+        let Some(ram) = all_of(&stored.held)? else {
+            return Err(Error::misuse(
+                "the stored stream has no memory for data channels to carry",
+            ));
+        };
+        // Without CONFIGURATION it comes from a machine older than any dialect.
+        let dialect = stored.machine.as_deref().map_or(OLDEST, Dialect::of_machine);
+        let count = shared.parameters().multifd_channels;
+        let channels = SendChannels::new(shared, ram.pages(), dialect, uuid.or(stored.uuid), idle)?;
+        Ok(Self { ram: Some(ram), carrier: Carrier::Data { channels, sync: dialect.sync, count } })
+    }
+
+    /// Bytes that went over data channels.
+    pub(super) fn bytes_out(&self) -> u64 {
+        match &self.carrier {
+            Carrier::Hooks(_) => 0,
+            Carrier::Data { channels, .. } => channels.bytes_out(),
+        }
+    }
+
+    /// Carries what belongs into the section that ends; the last one has every page.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: the channel must be cut.
+    /// Not cancel safe: the channels must be cut.
     pub(super) async fn window(
         &mut self,
         out: &mut StreamWriter,
+        connector: &dyn Connector,
         reason: WindowReason,
         listed: u64,
         shared: &Shared,
     ) -> Result<()> {
-        let Self { ram: Some(ram), hooks } = self else { return Ok(()) };
-        let statistics = &shared.statistics;
-        if reason == WindowReason::Setup {
-            if listed != ram.total_bytes() {
-                return Err(Error::misuse("the stored stream changed while it was read"));
-            }
-            out.flush().await?;
-            hooks.register(ram.hook_blocks()).await?;
+        let Self { ram: Some(ram), carrier } = self else { return Ok(()) };
+        if reason == WindowReason::Setup && listed != ram.total_bytes() {
+            return Err(Error::misuse("the stored stream changed while it was read"));
         }
-        hooks.open(out, reason).await?;
-        if reason == WindowReason::Finish {
-            while ram.offer_pages(out, hooks, statistics).await? {
-                statistics.transferred.set(out.position() + out.counters().bytes_beside());
+        match carrier {
+            Carrier::Hooks(hooks) => through_hooks(ram, hooks, out, reason, shared).await,
+            Carrier::Data { channels, sync, count } => {
+                if reason == WindowReason::Setup {
+                    // A destination that looks at the first bytes of one connection after the other waits for these.
+                    out.flush().await?;
+                    for _ in 0..*count {
+                        channels.open(connector).await?;
+                    }
+                    return channels.mark(*sync, out).await;
+                }
+                over_channels(ram, channels, out, shared).await?;
+                channels.mark(*sync, out).await?;
+                channels.end().await
+            }
+        }
+    }
+}
+
+const OLDEST: Dialect = Dialect { sync: SyncMode::PerSection, zero_pages: ZeroPages::OnMain };
+
+/// Every page of it is to be sent; `None` where there are none.
+fn all_of(held: &HeldMemory) -> Result<Option<RamSource>> {
+    let Some(memory) = held.memory() else { return Ok(None) };
+    let mut ram = RamSource::new(Arc::clone(memory) as _)?;
+    ram.all_unsent();
+    Ok(Some(ram))
+}
+
+async fn through_hooks(
+    ram: &mut RamSource,
+    hooks: &mut Hooks,
+    out: &mut StreamWriter,
+    reason: WindowReason,
+    shared: &Shared,
+) -> Result<()> {
+    let statistics = &shared.statistics;
+    if reason == WindowReason::Setup {
+        out.flush().await?;
+        hooks.register(ram.hook_blocks()).await?;
+    }
+    hooks.open(out, reason).await?;
+    if reason == WindowReason::Finish {
+        while ram.offer_pages(out, hooks, statistics).await? {
+            statistics.transferred.set(out.position() + out.counters().bytes_beside());
+            statistics.remaining.set(ram.unsent_bytes());
+        }
+    }
+    hooks.close(out, reason).await?;
+    ram.put_refused(out, statistics).await
+}
+
+async fn over_channels(
+    ram: &mut RamSource,
+    channels: &mut SendChannels,
+    out: &mut StreamWriter,
+    shared: &Shared,
+) -> Result<()> {
+    let statistics = &shared.statistics;
+    // The channels stand still until the destination has read the last mark.
+    out.flush().await?;
+    channels.begin_pass(false);
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            settled = channels.settled() => break settled?,
+            _ = tick.tick() => {
+                statistics.transferred.set(out.position() + channels.bytes_out());
                 statistics.remaining.set(ram.unsent_bytes());
             }
         }
-        hooks.close(out, reason).await?;
-        ram.put_refused(out, statistics).await
     }
+    ram.put_zeros(out, statistics).await
 }

@@ -17,16 +17,17 @@ use mig_transport::{Blame, Connector, Error as TransportError};
 use crate::{
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
-    held::HeldMemory,
     hooks::Hooks,
     parameters::{Deadlines, Parameters},
     record::PageCounts,
     replay::{
         cutter::{Cutter, Part},
         input::InputReader,
-        memory::{StoredMemory, load},
+        memory::{Stored, StoredMemory, load},
     },
-    source::{AFTERMATH, Progress, ReturnPath, Verdict, connect, said_too_early},
+    source::{
+        AFTERMATH, Progress, ReturnPath, Verdict, check_several_channels, connect, said_too_early,
+    },
     statistics::MigrationInfo,
     walk::{InputEnd, StreamWalk},
 };
@@ -46,9 +47,13 @@ pub struct ReplayOptions {
     pub deadlines: Deadlines,
     /// What the decoder is told.
     pub stream: Options,
-    /// The most guest memory that may be held, in bytes, where the transport carries memory itself (rdma): then all of
-    /// the guest's is brought into memory first. `None` is as much as this machine has available. Other transports need
-    /// none.
+    /// Capability `multifd`: pages go over as many data channels as the parameters say, each page once.
+    pub multifd: bool,
+    /// The guest's uuid for the data channels' hello; `None` is the stored one, or else zero.
+    pub uuid: Option<[u8; 16]>,
+    /// The most guest memory that may be held, in bytes, where the transport carries memory itself (rdma) or data
+    /// channels do (multifd): then all of the guest's is brought into memory first. `None` is as much as this machine
+    /// has available. Otherwise none is needed.
     pub max_guest_memory: Option<u64>,
 }
 
@@ -73,6 +78,8 @@ impl Default for ReplayOptions {
             parameters: Parameters::default(),
             deadlines: Deadlines::default(),
             stream,
+            multifd: false,
+            uuid: None,
             max_guest_memory: None,
         }
     }
@@ -160,7 +167,7 @@ impl Replayer {
 
     async fn run_inner(
         mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         connector: &dyn Connector,
         input: Box<dyn Read + Send>,
         name: &str,
@@ -182,6 +189,7 @@ impl Replayer {
             Some(_) => Cutter::with_windows(answers.is_some()),
         };
         let mut session = Session {
+            connector,
             writer,
             input,
             walk: StreamWalk::new(self.options.stream),
@@ -216,23 +224,32 @@ impl Replayer {
     /// the other end waits for its first byte.
     async fn prepare(
         &mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         connector: &dyn Connector,
         input: Box<dyn Read + Send>,
         name: &str,
     ) -> Result<Ready> {
         let mut input = Some(input);
-        let mut held = None;
-        if connector.has_ram_hooks() {
-            held = self.load(input.take(), name).await?;
+        let mut stored = None;
+        if connector.has_ram_hooks() || self.options.multifd {
+            stored = self.load(input.take(), name).await?;
         }
         let (mut stream, writer, answers) = self.open(shared, connector).await?;
         let hooks = Hooks::of(&mut stream);
-        if hooks.active() && held.is_none() {
-            held = self.load(input.take(), name).await?;
+        if self.options.multifd {
+            check_several_channels(&stream, &hooks)?;
         }
-        let memory = match &held {
-            Some(held) if hooks.active() => Some(StoredMemory::new(held, hooks)?),
+        if hooks.active() && stored.is_none() {
+            stored = self.load(input.take(), name).await?;
+        }
+        let memory = match &stored {
+            Some(stored) if self.options.multifd => {
+                let (uuid, idle) = (self.options.uuid, stream.idle());
+                Some(StoredMemory::over_data_channels(stored, uuid, shared, idle)?)
+            }
+            Some(stored) if hooks.active() => {
+                Some(StoredMemory::through_hooks(&stored.held, hooks)?)
+            }
             _ => None,
         };
         let input = match input {
@@ -249,7 +266,7 @@ impl Replayer {
         &mut self,
         input: Option<Box<dyn Read + Send>>,
         name: &str,
-    ) -> Result<Option<HeldMemory>> {
+    ) -> Result<Option<Stored>> {
         // Refused before it is read.
         let again = self.reopen(name)?;
         self.again = Some(again);
@@ -260,9 +277,9 @@ impl Replayer {
     fn reopen(&mut self, name: &str) -> Result<Reopen> {
         self.again.take().ok_or_else(|| {
             Error::misuse(format!(
-                "{name} can be read only once, and this transport carries memory itself, so its memory must be brought \
-                 together before the rest is sent: store the stream in a file and send that, or use a transport that \
-                 carries the stream alone (tcp:, unix:)"
+                "{name} can be read only once, and its memory must be brought together before the rest is sent, because \
+                 data channels or the transport itself carry it: store the stream in a file and send that, or use a \
+                 single channel of a transport that carries the stream alone (tcp:, unix:)"
             ))
         })
     }
@@ -315,6 +332,8 @@ struct Ready {
 
 /// A replay in progress.
 struct Session<'a> {
+    /// For data channels.
+    connector: &'a dyn Connector,
     writer: StreamWriter,
     input: InputReader,
     walk: StreamWalk,
@@ -354,9 +373,10 @@ impl Session<'_> {
         Replayed { confirmed, bytes: self.sent(), pages: self.pages(), info: self.shared.info() }
     }
 
-    /// Bytes sent, those included that the transport carried beside the stream.
+    /// Bytes sent, those included that the transport or data channels carried beside the stream.
     fn sent(&self) -> u64 {
-        self.writer.position() + self.writer.counters().bytes_beside()
+        let data = self.memory.as_ref().map_or(0, StoredMemory::bytes_out);
+        self.writer.position() + self.writer.counters().bytes_beside() + data
     }
 
     fn pages(&self) -> PageCounts {
@@ -455,7 +475,9 @@ impl Session<'_> {
                     Part::Window(reason) => {
                         let (writer, listed) = (&mut self.writer, self.cutter.total);
                         if let Some(memory) = &mut self.memory {
-                            memory.window(writer, reason, listed, self.shared).await?;
+                            memory
+                                .window(writer, self.connector, reason, listed, self.shared)
+                                .await?;
                         }
                     }
                     Part::Verge => {

@@ -11,7 +11,9 @@
 //! destination that answers with a failure, or ends the stream without a word, never started the guest.
 
 mod bandwidth;
+mod beside;
 mod convergence;
+pub(crate) mod pages;
 pub(crate) mod ram;
 mod return_path;
 mod throttle;
@@ -31,6 +33,7 @@ use std::{
 use mig_proto::{
     Command, Configuration, Name, RamWord, SectionHeader, SectionKind, encode,
     globalstate::{GlobalState, RunState},
+    multifd::{Dialect, SyncMode},
     return_path::{BlockName, SourceBlock},
     state::{MigrationStatus, SourceEvent},
 };
@@ -51,6 +54,7 @@ use crate::{
     guest::{DeviceSection, Guest},
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
+    multifd::SendChannels,
     parameters::{Capabilities, Deadlines, Parameters},
     statistics::MigrationInfo,
 };
@@ -268,11 +272,23 @@ impl Source {
             )?),
             false => None,
         };
+        let dialect = Dialect::of_machine(self.guest.machine_type().as_bytes());
         let hooks = Hooks::of(&mut stream);
         xbzrle::check(self.capabilities, hooks.active())?;
+        let data = match self.capabilities.multifd {
+            true => {
+                check_several_channels(&stream, &hooks)?;
+                let (pages, idle) = (ram.pages(), idle.clone());
+                Some(SendChannels::new(shared, pages, dialect, self.uuid, idle)?)
+            }
+            false => None,
+        };
         let mut job = Job {
             out: stream.writer()?,
             hooks,
+            data,
+            connector,
+            sync: dialect.sync,
             ram: &mut ram,
             guest: &mut *self.guest,
             shared,
@@ -359,6 +375,17 @@ pub(crate) async fn connect(
         options = options.idle(Arc::clone(idle));
     }
     Ok(Stream::open(connector.connect().await?, options))
+}
+
+/// Refuses data channels on a transport that cannot have them, before anything is sent.
+pub(crate) fn check_several_channels(stream: &Stream, hooks: &Hooks) -> Result<()> {
+    if stream.capabilities().several_channels && !hooks.active() {
+        return Ok(());
+    }
+    Err(Error::misuse(format!(
+        "{} has no data channels beside the main one: use tcp:, unix: or vsock: for multifd, or turn it off",
+        stream.endpoint().transport
+    )))
 }
 
 /// Sends and listens at once, so that a destination that gives up is heard at once.
@@ -456,6 +483,10 @@ impl Progress {
 struct Job<'a> {
     out: StreamWriter,
     hooks: Hooks,
+    /// The channels that carry pages in the place of the main one.
+    data: Option<SendChannels>,
+    connector: &'a dyn Connector,
+    sync: SyncMode,
     ram: &'a mut RamSource,
     guest: &'a mut dyn Guest,
     shared: &'a Shared,
@@ -498,6 +529,7 @@ impl Job<'_> {
         self.ram.encode_block_list(&mut head);
         self.out.write_all(&head).await?;
         self.shared.statistics.total.set(self.ram.total_bytes());
+        self.open_data_channels().await?;
         if self.hooks.active() {
             // Pinning memory takes long, and the other end waits for its first bytes.
             self.out.flush().await?;
@@ -505,6 +537,9 @@ impl Job<'_> {
         }
         self.hooks.open(&mut self.out, WindowReason::Setup).await?;
         self.hooks.close(&mut self.out, WindowReason::Setup).await?;
+        if let Some(data) = &mut self.data {
+            data.mark(self.sync, &mut self.out).await?;
+        }
         self.end_ram_section().await?;
         self.out.flush().await?;
         self.ram.start()?;
@@ -514,12 +549,11 @@ impl Job<'_> {
     /// Pass after pass, until what is left fits the downtime.
     async fn iterate(&mut self) -> Result<()> {
         let statistics = &self.shared.statistics;
-        let counters = self.out.counters();
-        let mut bandwidth = Bandwidth::new(Instant::now(), counters.bytes_out(), 0);
+        let mut bandwidth = Bandwidth::new(Instant::now(), self.bytes_out(), 0);
         let mut convergence = Convergence::default();
         let mut pass = 1;
         let mut synced = Instant::now();
-        let mut synced_bytes = counters.bytes_out();
+        let mut synced_bytes = self.bytes_out();
         loop {
             statistics.dirty_sync_count.set(pass);
             self.shared.pass(pass, self.ram.unsent_bytes());
@@ -528,7 +562,7 @@ impl Job<'_> {
                 let pages = statistics.normal.value()
                     + statistics.duplicate.value()
                     + statistics.xbzrle.pages.value();
-                let rates = bandwidth.update(Instant::now(), counters.bytes_out(), pages);
+                let rates = bandwidth.update(Instant::now(), self.bytes_out(), pages);
                 statistics.bandwidth_bytes_per_sec.set(rates.bytes_per_sec);
                 statistics.pages_per_second.set(rates.pages_per_sec);
                 if !more {
@@ -536,7 +570,7 @@ impl Job<'_> {
                 }
             }
             let dirtied = self.ram.sync()?;
-            let sent = counters.bytes_out();
+            let sent = self.bytes_out();
             self.brake(Interval {
                 dirtied_bytes: dirtied * PAGE_SIZE as u64,
                 transferred_bytes: sent - synced_bytes,
@@ -581,7 +615,7 @@ impl Job<'_> {
     /// Stops the guest; answers the state it was in.
     async fn switch_over(&mut self) -> Result<RunState> {
         let statistics = &self.shared.statistics;
-        statistics.precopy_bytes.set(self.out.counters().bytes_out());
+        statistics.precopy_bytes.set(self.bytes_out());
         let state = self.guest.run_state();
         self.stopped_at = Some(Instant::now());
         self.progress.guest_stopped.store(true, Ordering::Relaxed);
@@ -643,6 +677,9 @@ impl Job<'_> {
             self.send_device(section_id, device).await?;
         }
         self.out.flush().await?;
+        if let Some(data) = &mut self.data {
+            data.end().await?;
+        }
         // From the next byte on the destination may own the guest.
         self.progress.set_owner(Owner::Unknown);
         let description = vmdesc::describe(PAGE_SIZE as u64, &devices);
@@ -654,7 +691,7 @@ impl Job<'_> {
         self.out.write_all(&description).await?;
         self.out.flush().await?;
         let statistics = &self.shared.statistics;
-        let sent = self.out.counters().bytes_out();
+        let sent = self.bytes_out();
         statistics.transferred.set(sent);
         statistics.downtime_bytes.set(sent.saturating_sub(statistics.precopy_bytes.value()));
         statistics.remaining.set(0);
@@ -681,15 +718,28 @@ impl Job<'_> {
 
     /// One PART, as long as [`PART_TIME`] or [`WINDOW_TIME`] lasts, or all that is left in an END; answers whether the pass goes on.
     async fn send_part(&mut self, kind: SectionKind, reason: WindowReason) -> Result<bool> {
-        let begun = Instant::now();
         if self.ram.has_xbzrle() {
             let bytes = self.shared.parameters().xbzrle_cache_size;
             self.ram.resize_xbzrle(bytes, &self.shared.statistics);
         }
-        let most = if self.hooks.active() { WINDOW_TIME } else { PART_TIME };
         let mut head = Vec::with_capacity(8);
         encode::section(&mut head, &ram_section(kind));
         self.out.write_all(&head).await?;
+        let more = match self.data {
+            Some(_) => self.send_pages_beside(kind).await?,
+            None => self.send_pages(kind, reason).await?,
+        };
+        self.end_ram_section().await?;
+        // The far end sees the footer now, and the counters are true at the end of a pass.
+        self.out.flush().await?;
+        self.tell_progress();
+        Ok(more)
+    }
+
+    /// The pages of a section, on the main channel or through the transport's hooks.
+    async fn send_pages(&mut self, kind: SectionKind, reason: WindowReason) -> Result<bool> {
+        let begun = Instant::now();
+        let most = if self.hooks.active() { WINDOW_TIME } else { PART_TIME };
         self.hooks.open(&mut self.out, reason).await?;
         let statistics = &self.shared.statistics;
         let more = loop {
@@ -702,19 +752,25 @@ impl Job<'_> {
                 break false;
             }
             self.out.make_room().await?;
-            statistics.transferred.set(self.out.counters().bytes_out());
-            statistics.remaining.set(self.ram.unsent_bytes());
+            self.tell_progress();
             if kind == SectionKind::Part && begun.elapsed() >= most {
                 break true;
             }
         };
         self.hooks.close(&mut self.out, reason).await?;
         self.ram.put_refused(&mut self.out, statistics).await?;
-        self.end_ram_section().await?;
-        // The far end sees the footer now, and the counters are true at the end of a pass.
-        self.out.flush().await?;
-        statistics.transferred.set(self.out.counters().bytes_out());
         Ok(more)
+    }
+
+    fn bytes_out(&self) -> u64 {
+        let data = self.data.as_ref().map_or(0, SendChannels::bytes_out);
+        self.out.counters().bytes_out() + data
+    }
+
+    fn tell_progress(&self) {
+        let statistics = &self.shared.statistics;
+        statistics.transferred.set(self.bytes_out());
+        statistics.remaining.set(self.ram.unsent_bytes());
     }
 
     async fn end_ram_section(&mut self) -> Result<()> {

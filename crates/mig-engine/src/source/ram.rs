@@ -5,27 +5,21 @@
 //!                                                └─no──▶ [word][page by reference] ──▶ StreamWriter
 //! ```
 //!
-//! A page's bit is cleared before its bytes are read: whatever the guest writes after that is seen by the next sync.
-//!
 //! A transport that carries pages itself is offered whole runs, untested; what it refuses goes into the stream behind its
 //! window, where nothing may be in the stream.
 
 use std::sync::Arc;
 
 use mig_proto::{Name, RamWord, encode};
-use mig_ram::{DirtyBitmap, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, Run, zero_pages};
+use mig_ram::{GuestMemory, PAGE_SIZE, Run};
 use mig_stream::StreamWriter;
 use mig_transport::{RamBlockInfo, Region, SavePages};
 
-use super::xbzrle::Xbzrle;
-use crate::{
-    error::{Error, Result},
-    hooks::Hooks,
-    statistics::Statistics,
+use super::{
+    pages::{Pages, RUN_PAGES},
+    xbzrle::Xbzrle,
 };
-
-/// Pages looked up in the bitmap and tested for zeros at once.
-const RUN_PAGES: usize = MAX_ZERO_PAGES;
+use crate::{error::Result, hooks::Hooks, statistics::Statistics};
 
 /// The longest run offered to a transport at once: far more than the largest write of one, and little enough that the
 /// end of a PART, a cancel and the statistics do not wait for it.
@@ -34,75 +28,21 @@ const OFFER_BYTES: usize = 16 << 20;
 /// The blocks of a migration and what of them is unsent.
 pub(crate) struct RamSource {
     memory: Arc<dyn GuestMemory>,
-    blocks: Vec<Block>,
+    pages: Arc<Pages>,
     continued: encode::ContinueMemory,
-    /// Where the pass goes on: block and page.
-    cursor: (usize, usize),
-    unsent_pages: u64,
     /// Capability `xbzrle`.
     xbzrle: Option<Xbzrle>,
 }
 
-struct Block {
-    name: Arc<[u8]>,
-    region: Arc<dyn Region>,
-    used_length: u64,
-    unsent: DirtyBitmap,
-    /// What the transport did not take over; none has this as long as it takes everything.
-    refused: Option<DirtyBitmap>,
-}
-
-impl Block {
-    fn name(&self) -> Name<'_> {
-        Name::new(&self.name).expect("names were checked when the source was made")
-    }
-
-    /// The page with this number; `index` is the block's own place.
-    #[inline]
-    fn page(&self, index: usize, number: usize) -> Page<'_> {
-        Page {
-            block: index,
-            name: self.name(),
-            number,
-            region: &self.region,
-            at: number * PAGE_SIZE,
-        }
-    }
-
-    /// Which pages of a run of at most [`RUN_PAGES`] are zero: bit i for its page i.
-    fn zero_pages(&self, run: Run) -> Result<u64> {
-        let pages = run.end() - run.start;
-        zero_pages(&*self.region, run.start * PAGE_SIZE, pages).map_err(|error| {
-            Error::misuse(format!("RAM block '{}': {error}", self.name().as_bytes().escape_ascii()))
-        })
-    }
-}
-
 impl RamSource {
     pub(crate) fn new(memory: Arc<dyn GuestMemory>) -> Result<Self> {
-        let mut blocks = Vec::new();
-        for index in 0..memory.block_count() {
-            let Some(info) = memory.block(index) else {
-                return Err(Error::misuse(format!("RAM block {index} is not there")));
-            };
-            Name::new(&info.idstr)
-                .map_err(|error| Error::misuse(format!("RAM block {index}: {error}")))?;
-            blocks.push(Block {
-                name: info.idstr.clone(),
-                unsent: DirtyBitmap::new(info.pages()),
-                refused: None,
-                used_length: info.used_length,
-                region: info.region,
-            });
-        }
-        Ok(Self {
-            memory,
-            blocks,
-            continued: encode::ContinueMemory::new(),
-            cursor: (0, 0),
-            unsent_pages: 0,
-            xbzrle: None,
-        })
+        let pages = Arc::new(Pages::new(&*memory)?);
+        Ok(Self { memory, pages, continued: encode::ContinueMemory::new(), xbzrle: None })
+    }
+
+    /// What is unsent, for others who send it.
+    pub(crate) fn pages(&self) -> &Arc<Pages> {
+        &self.pages
     }
 
     /// Sends what the receiver has already as the difference, with a cache of `bytes`.
@@ -125,25 +65,30 @@ impl RamSource {
 
     /// Bytes of guest memory that migrate.
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.blocks.iter().map(|block| block.used_length).sum()
+        self.pages.total_bytes()
     }
 
     /// Bytes of guest memory known to be unsent.
     pub(crate) fn unsent_bytes(&self) -> u64 {
-        self.unsent_pages * PAGE_SIZE as u64
+        self.pages.unsent_bytes()
+    }
+
+    /// Whether everything that was unsent when the pass began was taken.
+    pub(crate) fn pass_is_over(&self) -> bool {
+        self.pages.pass_is_over()
     }
 
     /// The block list (docs/wire/ram.md §2).
     pub(crate) fn encode_block_list(&self, out: &mut Vec<u8>) {
-        let blocks =
-            self.blocks.iter().map(|block| encode::Block::new(block.name(), block.used_length));
+        let blocks = self.pages.blocks().iter();
+        let blocks = blocks.map(|block| encode::Block::new(block.name(), block.used_length));
         encode::block_list(out, blocks);
     }
 
     /// The blocks as a transport's hooks want them, in stream order.
     pub(crate) fn hook_blocks(&self) -> Vec<RamBlockInfo> {
-        let infos = self.blocks.iter().map(|block| RamBlockInfo {
-            idstr: String::from_utf8_lossy(&block.name).into_owned(),
+        let infos = self.pages.blocks().iter().map(|block| RamBlockInfo {
+            idstr: String::from_utf8_lossy(block.name().as_bytes()).into_owned(),
             used_length: block.used_length,
             region: Arc::clone(&block.region),
         });
@@ -159,22 +104,20 @@ impl RamSource {
 
     /// Everything is unsent, for memory that nobody writes to.
     pub(crate) fn all_unsent(&mut self) {
-        for block in &self.blocks {
+        for block in self.pages.blocks() {
             block.unsent.set_all();
         }
-        self.unsent_pages = self.blocks.iter().map(|block| block.unsent.count()).sum();
-        self.cursor = (0, 0);
+        self.pages.begin_pass();
     }
 
     /// Reads the dirty log: what the guest wrote becomes unsent, and a new pass begins. Answers how many pages it
     /// wrote.
     pub(crate) fn sync(&mut self) -> Result<u64> {
         let mut dirtied = 0;
-        for (index, block) in self.blocks.iter().enumerate() {
+        for (index, block) in self.pages.blocks().iter().enumerate() {
             dirtied += self.memory.sync_dirty(index, &block.unsent)?;
         }
-        self.unsent_pages = self.blocks.iter().map(|block| block.unsent.count()).sum();
-        self.cursor = (0, 0);
+        self.pages.begin_pass();
         if let Some(xbzrle) = &mut self.xbzrle {
             xbzrle.next_pass();
         }
@@ -194,19 +137,14 @@ impl RamSource {
             if out.needs_flush() {
                 break true;
             }
-            let (index, from) = self.cursor;
-            let Some(block) = self.blocks.get(index) else { break false };
-            let Some(run) = block.unsent.take_next_run(from, RUN_PAGES) else {
-                self.cursor = (index + 1, 0);
-                continue;
-            };
+            let Some((index, run)) = self.pages.take_run(RUN_PAGES) else { break false };
+            let block = &self.pages.blocks()[index];
             let zeros = block.zero_pages(run)?;
             for page in run.start..run.end() {
                 if out.needs_flush() {
                     // Not sent after all.
-                    block.unsent.set_range(page, run.end() - page);
-                    self.cursor = (index, page);
-                    self.unsent_pages -= (page - run.start) as u64;
+                    self.pages.give_back(index, Run { start: page, len: run.end() - page });
+                    self.pages.sent((page - run.start) as u64);
                     break 'pass true;
                 }
                 let is_zero = zeros >> (page - run.start) & 1 != 0;
@@ -218,8 +156,7 @@ impl RamSource {
                 zero += u64::from(sent == Sent::Zero);
                 normal += u64::from(sent == Sent::Whole);
             }
-            self.unsent_pages -= (run.end() - run.start) as u64;
-            self.cursor = (index, run.end());
+            self.pages.sent(run.len as u64);
         };
         if let Some(xbzrle) = xbzrle {
             xbzrle.tell(statistics);
@@ -241,27 +178,17 @@ impl RamSource {
         hooks: &mut Hooks,
         statistics: &Statistics,
     ) -> Result<bool> {
-        let (index, from) = self.cursor;
-        let Some(block) = self.blocks.get_mut(index) else { return Ok(false) };
         let most = (out.step_beside(OFFER_BYTES) / PAGE_SIZE).max(1);
-        let Some(run) = block.unsent.take_next_run(from, most) else {
-            self.cursor = (index + 1, 0);
-            return Ok(true);
-        };
-        self.cursor = (index, run.end());
+        let Some((index, run)) = self.pages.take_run(most) else { return Ok(false) };
         let len = run.len * PAGE_SIZE;
         match hooks.save(index, (run.start * PAGE_SIZE) as u64, len as u64).await? {
-            SavePages::NotSupported => {
-                let pages = block.unsent.pages();
-                let refused = block.refused.get_or_insert_with(|| DirtyBitmap::new(pages));
-                refused.set_range(run.start, run.len);
-            }
+            SavePages::NotSupported => self.pages.blocks()[index].refuse(run),
             SavePages::Delayed { zero_pages } => {
                 let pages = run.len as u64;
                 let zero = zero_pages.min(pages);
                 statistics.duplicate.add(zero);
                 statistics.normal.add(pages - zero);
-                self.unsent_pages -= pages;
+                self.pages.sent(pages);
                 // No more than `len`.
                 out.pay_beside(len - zero as usize * PAGE_SIZE).await?;
             }
@@ -280,8 +207,8 @@ impl RamSource {
         out: &mut StreamWriter,
         statistics: &Statistics,
     ) -> Result<()> {
-        for (index, block) in self.blocks.iter().enumerate() {
-            let Some(refused) = &block.refused else { continue };
+        for (index, block) in self.pages.blocks().iter().enumerate() {
+            let Some(refused) = block.refused() else { continue };
             let mut from = 0;
             while let Some(run) = refused.take_next_run(from, RUN_PAGES) {
                 let zeros = block.zero_pages(run)?;
@@ -293,7 +220,34 @@ impl RamSource {
                 let zero = u64::from(zeros.count_ones());
                 statistics.duplicate.add(zero);
                 statistics.normal.add(run.len as u64 - zero);
-                self.unsent_pages -= run.len as u64;
+                self.pages.sent(run.len as u64);
+                from = run.end();
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the records of zero pages that the data channels left to the main one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: a run is neither sent nor unsent.
+    pub(crate) async fn put_zeros(
+        &mut self,
+        out: &mut StreamWriter,
+        statistics: &Statistics,
+    ) -> Result<()> {
+        for (index, block) in self.pages.blocks().iter().enumerate() {
+            let Some(zeros) = block.zeros() else { continue };
+            let mut from = 0;
+            while let Some(run) = zeros.take_next_run(from, RUN_PAGES) {
+                for page in run.start..run.end() {
+                    out.make_room().await?;
+                    // It was zero when it was looked at; if it no longer is, the dirty log knows.
+                    put_page(out, &mut self.continued, block.page(index, page), true)?;
+                }
+                statistics.duplicate.add(run.len as u64);
+                self.pages.sent(run.len as u64);
                 from = run.end();
             }
         }

@@ -1,0 +1,269 @@
+//! The source's data channels.
+//!
+//! ```text
+//!   the source ── Pass ──▶ every lane takes packets until nothing is left ──▶ idle
+//!              ── Sync ──▶ every lane sends SYNC                          ──▶ idle      (then the mark, on main)
+//!              ── End ───▶ every lane ends its direction                  ──▶ gone
+//! ```
+//!
+//! The source orders and waits; an order is never given while another is under way. Whatever fails in a lane is the
+//! answer to whoever waits, at once: the other lanes are not waited for.
+
+mod channel;
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+};
+
+use mig_proto::{
+    RamWord,
+    multifd::{Dialect, SyncMode, ZeroPages},
+};
+use mig_stream::{IdleClock, Stream, StreamCounters, StreamOptions, StreamWriter};
+use mig_transport::Connector;
+use tokio::sync::mpsc;
+
+use self::channel::serve;
+use super::{lane::Lane, packer::Packing};
+use crate::{
+    error::{Error, Result},
+    handle::Shared,
+    parameters::ZeroPageDetection,
+    source::pages::Pages,
+};
+
+/// What all lanes of a source share.
+pub(super) struct Common {
+    pub(super) migration: Arc<Shared>,
+    pub(super) pages: Arc<Pages>,
+    pub(super) zeros: ZeroPageDetection,
+    pub(super) packing: Packing,
+    pub(super) uuid: [u8; 16],
+    /// Packets sent on all channels, SYNC included.
+    packets: AtomicU64,
+    /// No lane takes anything more.
+    held: AtomicBool,
+    /// The guest stands still: the rate is for others.
+    urgent: AtomicBool,
+}
+
+impl Common {
+    pub(super) fn next_packet(&self) -> u64 {
+        self.packets.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
+    }
+}
+
+/// What the lanes are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Send what is unsent.
+    Pass,
+    /// Send SYNC.
+    Sync,
+    /// Send nothing more.
+    End,
+}
+
+/// See the module.
+pub(crate) struct SendChannels {
+    lanes: Vec<SendLane>,
+    common: Arc<Common>,
+    options: StreamOptions,
+    /// One entry for each order that a lane carried out.
+    done: mpsc::UnboundedReceiver<()>,
+    tell: mpsc::UnboundedSender<()>,
+    /// Lanes that have not carried out the last order.
+    busy: usize,
+}
+
+struct SendLane {
+    lane: Lane<()>,
+    /// One order at most: the next is given when all lanes have done the last.
+    orders: mpsc::Sender<Order>,
+    counters: Arc<StreamCounters>,
+    name: String,
+}
+
+impl SendChannels {
+    /// As many as the parameters say can be [opened](Self::open); none is yet. `uuid` is that of the guest.
+    pub(crate) fn new(
+        migration: &Arc<Shared>,
+        pages: &Arc<Pages>,
+        dialect: Dialect,
+        uuid: Option<[u8; 16]>,
+        idle: Option<Arc<IdleClock>>,
+    ) -> Result<Self> {
+        let parameters = migration.parameters();
+        if parameters.multifd_channels == 0 {
+            return Err(Error::misuse(
+                "multifd with 0 channels: at least one must carry the pages",
+            ));
+        }
+        let zeros = match (parameters.zero_page_detection, dialect.zero_pages) {
+            // An older destination does not know zero pages in packets.
+            (ZeroPageDetection::Multifd, ZeroPages::OnMain) => ZeroPageDetection::Legacy,
+            (asked, _) => asked,
+        };
+        let packing = Packing::chosen(&parameters, pages)?;
+        let mut options = StreamOptions::default().limiter(Arc::clone(&migration.limiter));
+        if let Some(idle) = &idle {
+            options = options.idle(Arc::clone(idle));
+        }
+        let common = Arc::new(Common {
+            migration: Arc::clone(migration),
+            pages: Arc::clone(pages),
+            zeros,
+            packing,
+            uuid: uuid.unwrap_or_default(),
+            packets: AtomicU64::new(0),
+            held: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+        });
+        let (tell, done) = mpsc::unbounded_channel();
+        Ok(Self { lanes: Vec::new(), common, options, done, tell, busy: 0 })
+    }
+
+    /// Opens one more; it is idle.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the connection is closed.
+    pub(crate) async fn open(&mut self, connector: &dyn Connector) -> Result<()> {
+        let id = u8::try_from(self.lanes.len())
+            .map_err(|_| Error::misuse("more than 256 data channels"))?;
+        let connected = connector.connect().await;
+        let channel = connected.map_err(|error| {
+            Error::from(error).noting(format!("while data channel {id} was opened"))
+        })?;
+        let mut stream = Stream::open(channel, self.options.clone());
+        let name = format!("data channel {id}, {}", stream.endpoint());
+        let counters = stream.counters();
+        let out = stream.writer()?;
+        let (orders, ordered) = mpsc::channel(1);
+        let (common, tell) = (Arc::clone(&self.common), self.tell.clone());
+        let lane = Lane::spawn(format!("mig-send-{id}"), move || {
+            serve(id, stream, out, common, ordered, tell)
+        })?;
+        self.lanes.push(SendLane { lane, orders, counters, name });
+        Ok(())
+    }
+
+    /// Bytes that all of them have sent.
+    pub(crate) fn bytes_out(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.counters.bytes_out()).sum()
+    }
+
+    /// Whether every order was carried out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.busy == 0
+    }
+
+    /// Lets the lanes send what is unsent. While `urgent`, the rate does not hold them up.
+    pub(crate) fn begin_pass(&mut self, urgent: bool) {
+        self.common.held.store(false, Ordering::Relaxed);
+        self.common.urgent.store(urgent, Ordering::Relaxed);
+        self.order(Order::Pass);
+    }
+
+    /// Lets the lanes stop where they are, before everything is sent.
+    pub(crate) fn hold(&self) {
+        self.common.held.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends SYNC on every channel: what was sent before is in place at the destination before anything that is sent
+    /// after. On return the channels have taken it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: drop the channels.
+    async fn sync(&mut self) -> Result<()> {
+        self.order(Order::Sync);
+        self.settled().await
+    }
+
+    /// [`sync`](Self::sync), and its mark on the main channel where that is a record of its own
+    /// (docs/wire/ram.md §9.5).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: drop the channels.
+    pub(crate) async fn mark(&mut self, mode: SyncMode, main: &mut StreamWriter) -> Result<()> {
+        self.sync().await?;
+        if mode == SyncMode::PerRound {
+            main.write_all(&RamWord::MULTIFD_FLUSH.to_be_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends every channel in its orderly way.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: drop the channels.
+    pub(crate) async fn end(&mut self) -> Result<()> {
+        self.order(Order::End);
+        self.settled().await
+    }
+
+    /// Waits until every lane is idle. That the wait ends is each lane's business: its channel keeps the deadline on
+    /// silence.
+    ///
+    /// # Errors
+    ///
+    /// The first failure of any lane, idle ones included.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn settled(&mut self) -> Result<()> {
+        while self.busy > 0 {
+            self.next().await?;
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, order: Order) {
+        debug_assert_eq!(self.busy, 0, "{order:?} while another order is carried out");
+        for lane in &mut self.lanes {
+            // There is room, for the last one was carried out; or the lane is gone, which its result tells.
+            let _gone = lane.orders.try_send(order);
+        }
+        self.busy = self.lanes.len();
+    }
+
+    /// Waits for a lane to carry out its order, or for any of them to fail.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn next(&mut self) -> Result<()> {
+        poll_fn(|cx| {
+            for lane in &mut self.lanes {
+                if let Poll::Ready(ended) = lane.lane.poll_result(cx) {
+                    let error = match ended {
+                        Ok(()) => Error::misuse("a data channel ended by itself"),
+                        Err(error) => error,
+                    };
+                    return Poll::Ready(Err(error.on(lane.name.as_str())));
+                }
+            }
+            self.done.poll_recv(cx).map(|id| id.ok_or_else(Error::cancelled))
+        })
+        .await?;
+        self.busy -= 1;
+        Ok(())
+    }
+}
