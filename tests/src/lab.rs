@@ -47,38 +47,91 @@ pub fn wait_for_rdma_listener(port: u16) {
     }
 }
 
-/// How much of everything the device has given out, by the kernel's names: "qp", "mr", "cm_id" … Not how many have it
+/// How much of everything [`DEVICE`] has given out, by the kernel's names: "qp", "mr", "cm_id" … Not how many have it
 /// open: librdmacm keeps it open for as long as its process lives.
 #[must_use]
 #[track_caller]
 pub fn given_out() -> BTreeMap<String, u64> {
-    let told = rdma(&["resource", "show", DEVICE]);
-    // "0: rxe0: pd 1 cq 1 qp 1 …"
-    let (_, counts) = told.split_once(DEVICE).unwrap_or_default();
-    let words: Vec<&str> = counts.split_whitespace().filter(|word| *word != ":").collect();
+    given_out_by(DEVICE)
+}
+
+/// [`given_out`], of another device.
+///
+/// # Panics
+/// If the kernel has no such device; the message has those it has.
+#[must_use]
+#[track_caller]
+pub fn given_out_by(device: &str) -> BTreeMap<String, u64> {
+    let told = rdma(&["resource", "show", device]);
+    counts(device, &told).unwrap_or_else(|| {
+        panic!(
+            "`rdma resource show {device}` does not tell what {device} has given out: {told:?}; \
+             `rdma link show`:\n{}",
+            rdma(&["link", "show"])
+        )
+    })
+}
+
+/// The counts in "0: rxe0: pd 1 cq 1 qp 1 …".
+fn counts(device: &str, told: &str) -> Option<BTreeMap<String, u64>> {
+    let (_, counts) = told.split_once(&format!(" {device}: "))?;
+    let words: Vec<&str> = counts.split_whitespace().collect();
     let counted =
         words.windows(2).filter_map(|pair| Some((pair[0].to_owned(), pair[1].parse().ok()?)));
     let mut counted: BTreeMap<_, _> = counted.collect();
     counted.remove("ctx");
-    assert!(
-        counted.contains_key("qp") && counted.contains_key("mr"),
-        "not what rdma prints: {told:?}"
-    );
-    counted
+    (counted.contains_key("qp") && counted.contains_key("mr")).then_some(counted)
 }
 
-/// Waits until no more of anything is given out than `before`, which [`given_out`] told: the kernel takes things back
-/// some time after the end of the process that had them.
+/// Waits until [`DEVICE`] has no more of anything given out than `before`, which [`given_out`] told: the kernel takes
+/// things back some time after the end of the process that had them.
 #[track_caller]
 pub fn wait_until_given_back(before: &BTreeMap<String, u64>) {
+    wait_until_given_back_to(DEVICE, before);
+}
+
+/// [`wait_until_given_back`], of another device.
+#[track_caller]
+pub fn wait_until_given_back_to(device: &str, before: &BTreeMap<String, u64>) {
     let deadline = Instant::now() + STEP;
     loop {
-        let now = given_out();
+        let now = given_out_by(device);
         if now.iter().all(|(what, count)| before.get(what).is_some_and(|before| count <= before)) {
             return;
         }
-        assert!(Instant::now() < deadline, "not given back: before {before:?}, now {now:?}");
+        assert!(
+            Instant::now() < deadline,
+            "not given back to {device}: before {before:?}, now {now:?}"
+        );
     }
+}
+
+/// Who has an RDMA device open, a connection manager included: "PROCESS COMMAND: FILE".
+#[must_use]
+pub fn holders() -> Vec<String> {
+    let mut holders = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        // "self" is there a second time, by its number.
+        if process.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
+        // Nothing if it has just ended.
+        let open = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        for file in open.filter_map(|entry| std::fs::read_link(entry.path()).ok()) {
+            if file.starts_with("/dev/infiniband") {
+                let command = std::fs::read_to_string(process.path().join("comm"));
+                let command = command.unwrap_or_default();
+                let process = process.file_name();
+                holders.push(format!(
+                    "{} {}: {}",
+                    process.display(),
+                    command.trim(),
+                    file.display()
+                ));
+            }
+        }
+    }
+    holders
 }
 
 /// What the program `rdma` prints about the devices and who uses them.
@@ -89,4 +142,20 @@ pub fn rdma(arguments: &[&str]) -> String {
     let output = output.unwrap_or_else(|error| panic!("cannot run rdma (iproute2): {error}"));
     assert!(output.status.success(), "rdma {arguments:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_those_of_the_device() {
+        let told = "0: rxe0: pd 1 cq 2 qp 3 cm_id 4 mr 5 ctx 6 srq 0 \n";
+        let counted = counts("rxe0", told).expect("it is there");
+        let words = ["cm_id", "cq", "mr", "pd", "qp", "srq"];
+        assert_eq!(counted.keys().collect::<Vec<_>>(), words);
+        assert_eq!((counted["qp"], counted["mr"]), (3, 5));
+        assert_eq!(counts("rxe1", told), None);
+        assert_eq!(counts("rxe0", ""), None);
+    }
 }

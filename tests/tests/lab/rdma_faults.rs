@@ -2,15 +2,16 @@
 //! what happened, in bounded time, no file looks complete, and the kernel has everything back.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use mig_tests::lab;
 use mig_tests::mig::Mig;
 use mig_tests::paused::{Paused, incompressible};
-use mig_tests::process::{Process, STEP};
+use mig_tests::process::STEP;
 use mig_tests::qemu::{Release, text};
 use mig_tests::scratch::Scratch;
+use mig_tests::spare::Spare;
 use rustix::process::Signal;
 
 use crate::in_the_lab_without_a_trace;
@@ -72,10 +73,10 @@ impl Stored {
         Some(Self { scratch })
     }
 
-    /// Starts both ends.
-    fn start(&self, more: &[&str]) -> Ends {
+    /// Starts both ends at this address.
+    fn start(&self, host: &str, more: &[&str]) -> Ends {
         let (stored, saved) = (self.scratch.path("stored"), self.scratch.path("saved"));
-        let uri = format!("rdma:{}:{}", lab::IPV4, lab::port());
+        let uri = format!("rdma:{host}:{}", lab::port());
         let words = ["recv", &uri, "--save", text(&saved)];
         let words: Vec<&str> = words.iter().chain(&TIMEOUT).copied().collect();
         let recv = Mig::traced("mig recv", "mig_transport_rdma=debug", &words);
@@ -85,17 +86,17 @@ impl Stored {
         Ends { send, recv, saved, since: Instant::now() }
     }
 
-    /// Both ends at this moment.
-    fn at(&self, moment: Moment) -> Ends {
-        let mut ends = self.start(&SLOWLY);
+    /// Both ends, at this address, at this moment.
+    fn at(&self, host: &str, moment: Moment) -> Ends {
+        let mut ends = self.start(host, &SLOWLY);
         moment.wait(&ends.send);
         ends.since = Instant::now();
         ends
     }
 
-    /// What was broken is whole again.
+    /// What was broken is whole again, and what was not to be broken is whole.
     fn arrives(&self) {
-        let mut ends = self.start(&[]);
+        let mut ends = self.start(lab::IPV4, &[]);
         ends.send.succeeds();
         ends.recv.succeeds();
         assert!(ends.saved.exists(), "recv says that it is there");
@@ -172,7 +173,7 @@ fn killed(victim: End) {
     for moment in MOMENTS {
         let before = lab::given_out();
         let what = format!("{victim:?} killed, {moment:?}");
-        let mut ends = stored.at(moment);
+        let mut ends = stored.at(lab::IPV4, moment);
         ends.sorted(victim).0.process.signal(Signal::KILL);
         let survivor = other(victim);
         let codes = codes_of_survivor(survivor, moment);
@@ -188,7 +189,7 @@ fn cancelled(end: End) {
     for moment in MOMENTS {
         let before = lab::given_out();
         let what = format!("{end:?} cancelled, {moment:?}");
-        let mut ends = stored.at(moment);
+        let mut ends = stored.at(lab::IPV4, moment);
         ends.sorted(end).0.process.signal(Signal::INT);
         ends.fails(&what, end, &[4], &["cancel"]);
         let codes = codes_of_survivor(other(end), moment);
@@ -205,29 +206,6 @@ fn other(end: End) -> End {
         End::Source => End::Destination,
         End::Destination => End::Source,
     }
-}
-
-/// The lab as it was, also where a test fails.
-struct Repaired;
-
-impl Drop for Repaired {
-    fn drop(&mut self) {
-        // Each may be as it should be already.
-        run("ip", &["link", "set", "dummy0", "up"]);
-        run("ip", &["address", "replace", &format!("{}/24", lab::IPV4), "dev", "dummy0"]);
-        run("ip", &["address", "replace", &format!("{}/64", lab::IPV6), "dev", "dummy0", "nodad"]);
-        // Made anew in any case: the queue pair of the connection manager on a soft-RoCE device does not survive its
-        // interface's going down.
-        if lab::rdma(&["link", "show"]).contains(lab::DEVICE) {
-            run("rdma", &["link", "delete", lab::DEVICE]);
-        }
-        run("rdma", &["link", "add", lab::DEVICE, "type", "rxe", "netdev", "dummy0"]);
-    }
-}
-
-fn run(program: &str, words: &[&str]) -> bool {
-    let status = Command::new(program).args(words).status();
-    status.unwrap_or_else(|error| panic!("cannot run {program}: {error}")).success()
 }
 
 #[test]
@@ -250,19 +228,24 @@ fn the_destination_is_cancelled() {
     in_the_lab_without_a_trace(|| cancelled(End::Destination));
 }
 
+// The device of these two is one of their own, declared first and so dropped last: it can be removed only when nobody
+// has it open.
+
 #[test]
 fn the_link_is_cut() {
     in_the_lab_without_a_trace(|| {
         let Some(stored) = Stored::new() else { return };
+        let spare = Spare::new();
+        let before = lab::given_out_by(&spare.device());
         {
-            // Declared first, dropped last: the device can be deleted only when nobody has it open.
-            let _repaired = Repaired;
-            let mut ends = stored.at(Moment::Writing(4));
-            assert!(run("ip", &["link", "set", "dummy0", "down"]));
+            let mut ends = stored.at(&spare.ipv4(), Moment::Writing(4));
+            spare.cut();
             ends.since = Instant::now();
             ends.fails("link cut", End::Source, &[1], &GONE);
             ends.fails("link cut", End::Destination, &[1], &GONE);
         }
+        lab::wait_until_given_back_to(&spare.device(), &before);
+        drop(spare);
         stored.arrives();
     });
 }
@@ -271,20 +254,17 @@ fn the_link_is_cut() {
 fn the_device_is_removed() {
     in_the_lab_without_a_trace(|| {
         let Some(stored) = Stored::new() else { return };
+        let mut spare = Spare::new();
         {
-            // Declared first, dropped last: the device can be deleted only when nobody has it open.
-            let _repaired = Repaired;
-            let mut ends = stored.at(Moment::Writing(4));
-            // The kernel lets it go when nobody has it open any more: it ends behind both of ours.
-            let mut command = Command::new("rdma");
-            command.args(["link", "delete", lab::DEVICE]);
-            let mut deleting = Process::start("rdma link delete", command, true);
+            let mut ends = stored.at(&spare.ipv4(), Moment::Writing(4));
+            spare.remove();
             ends.since = Instant::now();
             let words = [&GONE[..], &["the RDMA device went away"]].concat();
             ends.fails("device removed", End::Source, &[1], &words);
             ends.fails("device removed", End::Destination, &[1], &words);
-            assert!(deleting.wait(BOUND).success(), "{}", deleting.stderr().text());
         }
+        spare.removed();
+        drop(spare);
         stored.arrives();
     });
 }
