@@ -33,7 +33,7 @@ use crate::{
         windows::{Config, WindowId},
     },
     sending::{SendingEnd, Shared, lock},
-    verbs::{Access, DeviceLimits, MemoryRegion, ProtectionDomain, RemoteMemory},
+    verbs::{Access, DeviceLimits, MemoryRegion, NotGivenBack, ProtectionDomain, RemoteMemory},
 };
 
 /// Bytes offered to the transfer at a time.
@@ -122,8 +122,14 @@ impl Registered {
         let Self { region, counted } = self;
         let done = region.deregister().await;
         drop(counted);
-        done.map_err(|_| Error::Misuse {
-            what: "rdma: memory is given back while WRITEs read it".into(),
+        done.map_err(|error| match error {
+            NotGivenBack::StillPosted(_) => {
+                Error::Misuse { what: "rdma: memory is given back while WRITEs read it".into() }
+            }
+            NotGivenBack::Refused(error) => {
+                let doing = format!("giving registered guest memory back (rdma, {})", error.call);
+                Error::io(doing, error.source)
+            }
         })
     }
 }

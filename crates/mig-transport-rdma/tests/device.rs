@@ -19,8 +19,8 @@ use mig_transport_rdma::{
     availability, devices,
     verbs::{
         Access, Buffer, CmEvent, CmEventKind, CmId, CompletionQueue, ConnectParameters,
-        EventChannel, MemoryRegion, PostError, ProtectionDomain, QueueDepths, QueuePair,
-        RemoteMemory, WorkCompletion, WorkKind, WorkStatus,
+        EventChannel, MemoryRegion, NotGivenBack, PostError, ProtectionDomain, QueueDepths,
+        QueuePair, RemoteMemory, WorkCompletion, WorkKind, WorkStatus,
     },
 };
 
@@ -233,7 +233,9 @@ async fn exchange(address: IpAddr) {
     let to = RemoteMemory { address: remote.remote_address() + 4096, key: remote.remote_key() };
     source.queue_pair.post_write(&local, 4096, MIB, to, 2).unwrap();
     // While it is under way the memory cannot be given back.
-    let local = local.deregister().await.unwrap_err().0;
+    let NotGivenBack::StillPosted(local) = local.deregister().await.unwrap_err() else {
+        panic!("the device was asked while WRITEs were under way");
+    };
     let written = completion(&mut source.sends).await;
     assert_eq!((written.kind, written.token), (WorkKind::Write, 2));
     assert!(written.status.is_success(), "{}", written.status);

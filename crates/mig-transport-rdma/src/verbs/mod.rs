@@ -58,6 +58,6 @@ pub use error::{Error, Result};
 pub use event::{CmEvent, CmEventKind, EventChannel};
 pub use id::{CmId, ConnectParameters, IdKey};
 pub use library::LoadError;
-pub use mr::{Access, MemoryRegion, StillPosted};
+pub use mr::{Access, MemoryRegion, NotGivenBack};
 pub use pd::ProtectionDomain;
 pub use qp::{NotPosted, PostError, QueueDepths, QueuePair, RemoteMemory};

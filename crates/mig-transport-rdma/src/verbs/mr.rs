@@ -57,6 +57,8 @@ unsafe impl Memory for RegionSlice {
 pub(super) struct Registration<M: Memory> {
     raw: NonNull<ibv_mr>,
     memory: ManuallyDrop<M>,
+    /// It was tried to give it back: neither `raw` nor `memory` is to be touched any more.
+    is_over: bool,
     pd: Arc<Pd>,
 }
 
@@ -82,7 +84,7 @@ impl<M: Memory> Registration<M> {
             )
         };
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("ibv_reg_mr"))?;
-        Ok(Self { raw, memory: ManuallyDrop::new(memory), pd })
+        Ok(Self { raw, memory: ManuallyDrop::new(memory), is_over: false, pd })
     }
 
     pub(super) fn memory(&self) -> &M {
@@ -104,15 +106,29 @@ impl<M: Memory> Registration<M> {
     }
 }
 
-impl<M: Memory> Drop for Registration<M> {
-    fn drop(&mut self) {
+impl<M: Memory> Registration<M> {
+    /// Gives the memory back. If the device does not, it may still write there, so the memory stays for ever.
+    fn give_back(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.is_over, true) {
+            return Ok(());
+        }
         // SAFETY: from `ibv_reg_mr_iova2`, given back once.
         let answer = unsafe { (self.pd.library().ibv_dereg_mr)(self.raw.as_ptr()) };
-        match check_code("ibv_dereg_mr", answer) {
-            // SAFETY: dropped once, here; the device cannot reach it any more.
-            Ok(()) => unsafe { ManuallyDrop::drop(&mut self.memory) },
-            // The device may still write there, so the memory must stay for ever.
-            Err(error) => tracing::error!(%error, "registered memory cannot be given back"),
+        check_code("ibv_dereg_mr", answer)?;
+        // SAFETY: dropped once, here; the device cannot reach it any more.
+        unsafe { ManuallyDrop::drop(&mut self.memory) };
+        Ok(())
+    }
+}
+
+impl<M: Memory> Drop for Registration<M> {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "registered memory cannot be given back");
         }
     }
 }
@@ -150,10 +166,16 @@ pub struct MemoryRegion {
     pub(super) inner: Arc<Registered>,
 }
 
-/// WRITEs from the memory have not completed.
+/// Memory that a device may still reach.
 #[derive(Debug, thiserror::Error)]
-#[error("RDMA WRITEs from this memory have not completed")]
-pub struct StillPosted(pub MemoryRegion);
+pub enum NotGivenBack {
+    /// It can be tried again when the WRITEs have completed.
+    #[error("RDMA WRITEs from this memory have not completed")]
+    StillPosted(MemoryRegion),
+    /// The device does not give it back; it stays mapped for as long as the process lives.
+    #[error("the device does not give registered memory back: {0}")]
+    Refused(#[source] Error),
+}
 
 impl MemoryRegion {
     /// Registers memory, which pins it: on a thread that may wait, since that takes a while.
@@ -174,18 +196,20 @@ impl MemoryRegion {
         registering.await.unwrap_or_else(|_| Err(Error::code("ibv_reg_mr", libc::ECANCELED)))
     }
 
-    /// Gives the memory back: on return no device can reach it.
+    /// Gives the memory back: on success no device can reach it.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it is given back all the same.
-    pub async fn deregister(self) -> Result<(), StillPosted> {
-        let mut registered =
-            Arc::try_unwrap(self.inner).map_err(|inner| StillPosted(Self { inner }))?;
-        let registration = registered.registration.take();
-        // A runtime that is shutting down drops the closure, which is the same.
-        let _ = spawn_blocking(move || drop(registration)).await;
-        Ok(())
+    pub async fn deregister(self) -> Result<(), NotGivenBack> {
+        let mut registered = Arc::try_unwrap(self.inner)
+            .map_err(|inner| NotGivenBack::StillPosted(Self { inner }))?;
+        let Some(registration) = registered.registration.take() else { return Ok(()) };
+        // A runtime that is shutting down drops the closure, which gives it back too, but tells nobody.
+        let answer = spawn_blocking(move || registration.give_back()).await;
+        answer
+            .unwrap_or_else(|_| Err(Error::code("ibv_dereg_mr", libc::ECANCELED)))
+            .map_err(NotGivenBack::Refused)
     }
 
     /// The memory.
@@ -207,5 +231,54 @@ impl MemoryRegion {
 impl fmt::Debug for MemoryRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("MemoryRegion").field(self.slice()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mig_transport::{Region, VecRegion};
+
+    use super::{
+        super::{CmEventKind, CmId, EventChannel, devices},
+        *,
+    };
+
+    /// A domain of the device that has the lab's address, or the one in `MIG_RDMA_TEST_ADDRS`.
+    async fn domain() -> Option<ProtectionDomain> {
+        let reason = match devices() {
+            Ok(devices) if devices.is_empty() => "no RDMA device".to_owned(),
+            Ok(_) => {
+                let wait = std::time::Duration::from_secs(10);
+                let address = std::env::var("MIG_RDMA_TEST_ADDRS");
+                let address = address.unwrap_or_else(|_| "10.55.0.1".into());
+                let (first, _) = address.split_once(',').unwrap_or((&address, ""));
+                let mut events = EventChannel::new().unwrap();
+                let id = CmId::new(&events).unwrap();
+                id.resolve_addr((first.parse::<std::net::IpAddr>().unwrap(), 1).into(), wait)
+                    .unwrap();
+                assert_eq!(events.event().await.unwrap().kind, CmEventKind::AddrResolved);
+                return Some(ProtectionDomain::new(&id).unwrap());
+            }
+            Err(error) => error.to_string(),
+        };
+        mig_testkit::not_applicable("rdma-device", &reason);
+        None
+    }
+
+    #[tokio::test]
+    async fn memory_that_the_device_keeps_is_an_error() {
+        let Some(domain) = domain().await else { return };
+        let region: Arc<dyn Region> = VecRegion::zeroed(4096);
+        let memory = RegionSlice::new(Arc::clone(&region), 0, 4096).unwrap();
+        let registered = MemoryRegion::register(&domain, memory, Access::LocalRead).await.unwrap();
+        let raw = registered.inner.registration().raw;
+        // SAFETY: registered, and nobody else uses it now. The kernel knows nothing of such a number.
+        unsafe { (*raw.as_ptr()).handle = u32::MAX };
+        let error = registered.deregister().await.unwrap_err();
+        assert!(
+            matches!(&error, NotGivenBack::Refused(cause) if cause.call == "ibv_dereg_mr"),
+            "{error}"
+        );
+        assert!(Arc::strong_count(&region) > 1, "the device may still reach it");
     }
 }
