@@ -83,6 +83,8 @@ impl DestinationHooks {
             Registered::new(&self.pd, memory, Access::RemoteWrite, &self.counters).await?;
         let key = registered.region.remote_key();
         self.registered.insert(slot, registered);
+        // Nothing comes from the other end meanwhile, and all of a guest may be registered in a row.
+        lock(&self.end).link.tell_life();
         Ok(key)
     }
 

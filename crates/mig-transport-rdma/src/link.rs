@@ -221,6 +221,13 @@ impl Link {
         self.alive = Some(alive);
     }
 
+    /// Tells of a sign of life: from the other end, or that work here which it waits for gets on.
+    pub(crate) fn tell_life(&self) {
+        if let Some(alive) = &self.alive {
+            alive();
+        }
+    }
+
     /// Whether the other end hung up. Messages may still be in the inbox.
     pub(crate) fn ended(&self) -> bool {
         self.ended
@@ -343,9 +350,7 @@ impl Link {
             self.done = done;
             if some {
                 self.keepalive.alive();
-                if let Some(alive) = &self.alive {
-                    alive();
-                }
+                self.tell_life();
                 return Poll::Ready(Ok(Progress::Some));
             }
             if self.ended {

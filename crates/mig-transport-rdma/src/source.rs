@@ -203,6 +203,8 @@ impl SourceHooks {
         let registered =
             Registered::new(&self.pd, memory, Access::LocalRead, &self.counters).await?;
         self.local.insert(window, registered);
+        // Nothing comes from the other end meanwhile, and all of a guest may be registered in a row.
+        lock(&self.end).link.tell_life();
         Ok(())
     }
 

@@ -73,8 +73,9 @@ pub trait RamHooks: Send {
         true
     }
 
-    /// Takes something to call whenever the other end shows life within a window (a control message, a completion). A
-    /// window may last longer than silence may; without these calls the two look alike.
+    /// Takes something to call whenever the other end shows life within a window (a control message, a completion), or
+    /// work here that it waits for gets on (a part of guest memory registered). A window may last longer than silence
+    /// may; without these calls the two look alike.
     fn report_life(&mut self, _alive: Arc<dyn Fn() + Send + Sync>) {}
 
     /// A block takes part. Called in the order of the stream's block list, before the first window.

@@ -2,10 +2,16 @@
 
 use std::{
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use mig_transport::{Blame, Connector, Error, Listener, WindowReason, address::InetAddress};
+use mig_transport::{
+    Blame, Connector, Error, Listener, VecRegion, WindowReason, address::InetAddress,
+};
 use mig_transport_rdma::{
     RdmaConnector, RdmaOptions,
     protocol::{header::Kind, message::Outgoing},
@@ -14,7 +20,7 @@ use mig_transport_rdma::{
 use crate::{
     actor::{Actor, Listening, QEMU},
     guarded,
-    migration::{Ends, Guest, listener, migrate, options},
+    migration::{Ends, Guest, HEAD, listener, migrate, options},
     on_a_device,
     strangers::socket,
 };
@@ -270,5 +276,44 @@ fn connecting_can_be_given_up_at_once() {
                 }
             }
         }
+    });
+}
+
+/// Of many blocks, so that messages and completions alone are fewer.
+#[test]
+fn registering_all_memory_is_life() {
+    const BLOCKS: usize = 64;
+    let guest = || Guest { memory: (0..BLOCKS).map(|_| VecRegion::zeroed(4096)).collect() };
+    on_a_device(|| async {
+        let mut options = options();
+        options.pin_all = true;
+        let (mut listener, address) = listener(options.clone()).await;
+        let connector = RdmaConnector::new(address, options);
+        let (source, destination) = tokio::join!(connector.connect(), listener.accept());
+        let (mut source, mut destination) =
+            (Ends::of(source.unwrap()), Ends::of(destination.unwrap()));
+        let count = |ends: &mut Ends| {
+            let count = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&count);
+            ends.hooks.report_life(Arc::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }));
+            count
+        };
+        let counts = [count(&mut source), count(&mut destination)];
+        let (from, into) = (guest(), guest());
+        guarded("the first window", async {
+            let (set_up, served) = tokio::join!(source.set_up(&from), async {
+                let mut head = [0; HEAD.len()];
+                destination.read(&mut head).await?;
+                destination.register_blocks(&into).await?;
+                destination.hooks.load_hook().await
+            });
+            set_up.unwrap();
+            served.unwrap();
+        })
+        .await;
+        let counts = counts.map(|count| count.load(Ordering::Relaxed));
+        assert!(counts.iter().all(|count| *count >= BLOCKS), "{counts:?}");
     });
 }

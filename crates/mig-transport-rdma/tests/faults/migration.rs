@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::guarded;
 
 pub(crate) const MIB: usize = 1 << 20;
-const HEAD: &[u8] = b"before the pages";
+pub(crate) const HEAD: &[u8] = b"before the pages";
 const TAIL: &[u8] = b"after the pages";
 
 /// Guest memory of two blocks.
