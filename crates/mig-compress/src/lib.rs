@@ -11,18 +11,22 @@
 //! other crate of ours. Memory is bounded: [`MAX_PACKET_BYTES`] in, [`payload_bound`] out, and a foreign zstd window of
 //! at most [`MAX_WINDOW_LOG`].
 
+mod choice;
 mod compressor;
 mod decompressor;
 mod error;
 mod frame;
 mod method;
 mod page;
+mod verdict;
 
 pub use crate::{
+    choice::{Budget, Choice, MAX_SAMPLE_BYTES, Trial, choose_level},
     compressor::{Compressor, payload_bound},
     decompressor::{Decompressor, MAX_PAYLOAD_BYTES},
     error::{Error, Problem, Result},
     frame::MAX_WINDOW_LOG,
     method::{Level, MAX_PACKET_BYTES, Method},
     page::{PAGE_BYTES, PageInflater},
+    verdict::{Bottleneck, CompressionVerdict, Observed, Suggestion, judge},
 };

@@ -73,12 +73,14 @@ fn what_was_sent_before_makes_the_next_payload_small() {
 }
 
 #[test]
-fn every_level_comes_back_within_the_bound() {
+fn levels_of_every_kind_come_back_within_the_bound() {
     let mut worst: Vec<u8> = noise(3, MAX_PACKET_BYTES);
     // Deflate's fixed codes spend 9 bits on each of these.
     worst.iter_mut().for_each(|byte| *byte |= 0x90);
     for method in BOTH {
-        for level in method.levels().filter(|level| (-8..=14).contains(level)) {
+        for level in
+            [-50, -7, -1, 0, 1, 2, 3, 4, 6, 9].into_iter().filter(|n| method.levels().contains(n))
+        {
             let (mut source, mut destination) = pair(method, level);
             for pages in [&noise(1, MAX_PACKET_BYTES), &worst, &quarter_noise(2, 128)] {
                 for _ in 0..2 {
@@ -96,6 +98,13 @@ fn qemus_highest_zstd_level_and_its_window_are_taken() {
     let payload = through(&mut source, &mut destination, &quarter_noise(5, 128));
     assert_eq!(payload[5] >> 3, 25 - 10, "level 20 asks for a window of 32 MiB");
     through(&mut source, &mut destination, &quarter_noise(6, 3));
+}
+
+#[test]
+fn fast_zstd_levels_remember_64_kib() {
+    let (mut source, mut destination) = pair(Method::Zstd, -1);
+    let payload = through(&mut source, &mut destination, &quarter_noise(5, 128));
+    assert_eq!(payload[5] >> 3, 16 - 10);
 }
 
 #[test]
