@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     error::{Error, Result},
+    multifd::MultifdInfo,
     parameters::Parameters,
     statistics::{MigrationInfo, Statistics},
 };
@@ -57,6 +58,7 @@ struct State {
     error: Option<String>,
     blocked_reasons: Vec<String>,
     socket_address: Vec<String>,
+    multifd: Option<MultifdInfo>,
 }
 
 impl MigrationHandle {
@@ -73,6 +75,7 @@ impl MigrationHandle {
                 error: None,
                 blocked_reasons: Vec::new(),
                 socket_address: Vec::new(),
+                multifd: None,
             }),
             events: broadcast::Sender::new(EVENT_QUEUE),
             cancel: watch::Sender::new(false),
@@ -146,6 +149,10 @@ impl Shared {
 
     pub(crate) fn listening(&self, addresses: Vec<String>) {
         self.state().socket_address = addresses;
+    }
+
+    pub(crate) fn tell_multifd(&self, info: MultifdInfo) {
+        self.state().multifd = Some(info);
     }
 
     /// Ends a failed or cancelled migration at the source: clock, reason, states.
@@ -257,6 +264,7 @@ impl Shared {
             expected_downtime: active.then(|| statistics.expected_downtime_ms.value()),
             setup_time: statistics.setup_us.value() / 1000,
             xbzrle_cache: statistics.xbzrle_cache(),
+            multifd: state.multifd.clone(),
             cpu_throttle_percentage: statistics.cpu_throttle_percentage(),
             error_desc: state.error.clone(),
             blocked_reasons: state.blocked_reasons.clone(),

@@ -36,6 +36,7 @@ pub use crate::{
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest, GuestError},
     handle::{Event, MigrationHandle},
+    multifd::{CompressionInfo, MultifdInfo},
     parameters::{Capabilities, Deadlines, MultifdCompression, Parameters, ZeroPageDetection},
     record::*,
     replay::*,

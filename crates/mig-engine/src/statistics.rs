@@ -7,6 +7,8 @@ use std::{
 
 use serde::Serialize;
 
+use crate::multifd::MultifdInfo;
+
 /// Counters of a running migration. Writers are the driver's tasks, readers anybody.
 #[derive(Debug, Default)]
 pub(crate) struct Statistics {
@@ -212,6 +214,9 @@ pub struct MigrationInfo {
     /// Capability `xbzrle`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xbzrle_cache: Option<XbzrleStatistics>,
+    /// Capability `multifd`, at the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multifd: Option<MultifdInfo>,
     /// How much the guest is slowed down, in percent; only while it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_throttle_percentage: Option<u64>,

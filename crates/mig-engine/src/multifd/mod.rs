@@ -15,8 +15,10 @@
 //!
 //! A channel that fails ends the migration: its lane's result says why, all others are stopped, nobody waits for it.
 
+mod info;
 pub(crate) mod lane;
 mod packer;
 pub(crate) mod send;
 
+pub use self::info::{CompressionInfo, MultifdInfo};
 pub(crate) use self::send::SendChannels;

@@ -1,8 +1,13 @@
 //! Compresses the pages of packets, where they are compressed (docs/wire/ram.md §9.6).
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZero,
+    ops::RangeInclusive,
+    thread,
+    time::{Duration, Instant},
+};
 
-use mig_compress::{Compressor, Level, payload_bound};
+use mig_compress::{Budget, Compressor, Level, MAX_SAMPLE_BYTES, choose_level, payload_bound};
 use mig_proto::multifd::{Method, PACKET_PAGES};
 use mig_ram::PAGE_SIZE;
 
@@ -18,7 +23,21 @@ pub(crate) struct Packing {
     pub(crate) method: Method,
     /// Not looked at where nothing is compressed.
     pub(crate) level: Level,
+    /// The level follows what the channel does with it. Only zlib's can change.
+    adapts: bool,
 }
+
+/// What choosing a level may take; a cancel waits for it.
+const CHOICE_TIME: Duration = Duration::from_millis(50);
+
+/// Pages that are looked at for a sample.
+const SAMPLE_PAGES: usize = MAX_SAMPLE_BYTES / PAGE_SIZE;
+
+/// Packets after which a level that adapts is thought over.
+const REVIEW_PACKETS: u32 = 32;
+
+/// Levels between which one adapts: 0 stores, and above 6 zlib gains next to nothing for twice the time.
+const ADAPTING: RangeInclusive<i32> = 1..=6;
 
 /// One channel's compressor, for the channel's whole life. Costs the channel 1.1 MiB beside the library's own state.
 pub(super) struct Packer {
@@ -30,13 +49,34 @@ struct Stream {
     /// The guest goes on writing: what is compressed must hold still.
     pages: Vec<u8>,
     payload: Vec<u8>,
-    spent: Duration,
+    adapts: bool,
+    /// Since the level was last thought over.
+    recent: Spent,
+    packets: u32,
+}
+
+/// What compressing cost, and what it brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) compressing: Duration,
+    pub(super) waiting: Duration,
+}
+
+impl Spent {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.compressing += other.compressing;
+        self.waiting += other.waiting;
+    }
 }
 
 impl Packing {
-    /// What the parameters ask for.
+    /// What the parameters ask for; where they name no level, one is chosen by a sample of what is to be sent, which
+    /// takes no longer than [`CHOICE_TIME`].
     pub(crate) fn chosen(parameters: &Parameters, pages: &Pages) -> Result<Self> {
-        let _ = pages;
         let method = match parameters.multifd_compression {
             MultifdCompression::None => Method::None,
             MultifdCompression::Zlib => Method::Zlib,
@@ -46,11 +86,30 @@ impl Packing {
             Method::Zlib => parameters.multifd_zlib_level.map(i32::from),
             _ => parameters.multifd_zstd_level.map(i32::from),
         };
-        let mut packing = Self { method, level: Level::DEFAULT };
-        if let (Some(compression), Some(asked)) = (packing.compression()?, asked) {
+        let mut packing = Self { method, level: Level::DEFAULT, adapts: false };
+        let Some(compression) = packing.compression()? else { return Ok(packing) };
+        if let Some(asked) = asked {
             packing.level =
                 Level::new(compression, asked).map_err(|error| Error::misuse(error.to_string()))?;
+            return Ok(packing);
         }
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let budget = Budget {
+            link_bytes_per_sec: Some(parameters.max_bandwidth).filter(|rate| *rate > 0),
+            workers: u32::from(parameters.multifd_channels)
+                .min(u32::try_from(processors).unwrap_or(u32::MAX)),
+            time: CHOICE_TIME,
+        };
+        let choice = choose_level(compression, &sample(pages), budget).map_err(failed)?;
+        tracing::info!(
+            %compression,
+            level = %choice.level,
+            ratio = choice.ratio,
+            mib_per_sec = choice.compress_bytes_per_sec / f64::from(1 << 20),
+            "compression level chosen by a sample"
+        );
+        packing.level = choice.level;
+        packing.adapts = compression == mig_compress::Method::Zlib;
         Ok(packing)
     }
 
@@ -74,16 +133,18 @@ impl Packer {
             compressor,
             pages: Vec::with_capacity(PACKET),
             payload: Vec::with_capacity(payload_bound(PACKET)),
-            spent: Duration::ZERO,
+            adapts: packing.adapts,
+            recent: Spent::default(),
+            packets: 0,
         };
         Ok(Self { stream: Some(stream) })
     }
 
-    /// The payload of a packet with these pages of a block; empty where nothing is compressed, and where there are no
-    /// pages.
-    pub(super) fn pack(&mut self, block: &Block, offsets: &[u64]) -> Result<&[u8]> {
+    /// The payload of a packet with these pages of a block, and what it cost; empty where nothing is compressed, and
+    /// where there are no pages.
+    pub(super) fn pack(&mut self, block: &Block, offsets: &[u64]) -> Result<(&[u8], Spent)> {
         let Some(stream) = self.stream.as_mut().filter(|_| !offsets.is_empty()) else {
-            return Ok(&[]);
+            return Ok((&[], Spent::default()));
         };
         stream.pages.resize(offsets.len() * PAGE_SIZE, 0);
         for (offset, page) in offsets.iter().zip(stream.pages.chunks_mut(PAGE_SIZE)) {
@@ -93,11 +154,98 @@ impl Packer {
         stream.payload.clear();
         let begun = Instant::now();
         stream.compressor.compress(&stream.pages, &mut stream.payload).map_err(failed)?;
-        stream.spent += begun.elapsed();
-        Ok(&stream.payload)
+        let spent = Spent {
+            bytes_in: stream.pages.len() as u64,
+            bytes_out: stream.payload.len() as u64,
+            compressing: begun.elapsed(),
+            waiting: Duration::ZERO,
+        };
+        Ok((&stream.payload, spent))
     }
+
+    /// A packet went, and this is what it cost, the wait for the channel included.
+    pub(super) fn sent(&mut self, spent: &Spent) -> Result<()> {
+        let Some(stream) = self.stream.as_mut().filter(|stream| stream.adapts) else {
+            return Ok(());
+        };
+        stream.recent.add(spent);
+        stream.packets += 1;
+        if stream.packets < REVIEW_PACKETS {
+            return Ok(());
+        }
+        stream.packets = 0;
+        let recent = std::mem::take(&mut stream.recent);
+        let level = stream.compressor.level().number();
+        let better = adapted(level, &recent);
+        if better != level {
+            let better = Level::new(stream.compressor.method(), better).map_err(failed)?;
+            stream.compressor.set_level(better).map_err(failed)?;
+            tracing::debug!(level = %better, "zlib level changed");
+        }
+        Ok(())
+    }
+}
+
+/// The next level: less effort where the channel waits for the compressor, more where the compressor waits.
+fn adapted(level: i32, recent: &Spent) -> i32 {
+    let all = recent.compressing + recent.waiting;
+    if !ADAPTING.contains(&level) || all.is_zero() {
+        return level;
+    }
+    let better = match recent.compressing.div_duration_f64(all) {
+        share if share > 0.75 => level - 1,
+        share if share < 0.4 => level + 1,
+        _ => level,
+    };
+    better.clamp(*ADAPTING.start(), *ADAPTING.end())
+}
+
+/// Pages from all over the guest's memory, as they would be compressed: zero pages are not.
+fn sample(pages: &Pages) -> Vec<u8> {
+    let total = usize::try_from(pages.total_bytes()).unwrap_or(usize::MAX) / PAGE_SIZE;
+    // Some are zero: look at twice as many as are wanted.
+    let stride = total.div_ceil(2 * SAMPLE_PAGES).max(1);
+    let mut sample = Vec::with_capacity(MAX_SAMPLE_BYTES);
+    let mut page = [0; PAGE_SIZE];
+    for block in pages.blocks() {
+        let count = usize::try_from(block.used_length).unwrap_or(usize::MAX) / PAGE_SIZE;
+        for number in (0..count).step_by(stride) {
+            if sample.len() == MAX_SAMPLE_BYTES {
+                return sample;
+            }
+            let copied = block.region.copy_out_at(number * PAGE_SIZE, &mut page);
+            if copied.is_ok() && page.iter().any(|byte| *byte != 0) {
+                sample.extend_from_slice(&page);
+            }
+        }
+    }
+    sample
 }
 
 fn failed(error: mig_compress::Error) -> Error {
     Error::misuse("compressing pages").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spent(compressing: u64, waiting: u64) -> Spent {
+        Spent {
+            compressing: Duration::from_millis(compressing),
+            waiting: Duration::from_millis(waiting),
+            ..Spent::default()
+        }
+    }
+
+    #[test]
+    fn the_level_follows_what_is_waited_for() {
+        assert_eq!(adapted(3, &spent(90, 10)), 2, "the channel waits");
+        assert_eq!(adapted(3, &spent(10, 90)), 4, "the compressor waits");
+        assert_eq!(adapted(3, &spent(50, 50)), 3);
+        assert_eq!(adapted(1, &spent(100, 0)), 1, "as cheap as it gets");
+        assert_eq!(adapted(6, &spent(0, 100)), 6);
+        assert_eq!(adapted(0, &spent(0, 100)), 0, "chosen because nothing compresses");
+        assert_eq!(adapted(3, &spent(0, 0)), 3);
+    }
 }

@@ -5,7 +5,7 @@
 //!                                                  └─▶ header │ compressed copy
 //! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use mig_proto::multifd::{Hello, Method, PACKET_PAGES, PacketPages, encode};
 use mig_ram::PAGE_SIZE;
@@ -125,7 +125,7 @@ impl SendChannel {
 
     async fn send_packet(&mut self, block: &Block) -> Result<()> {
         let Self { common, packer, pages, head, out, .. } = self;
-        let packed = packer.pack(block, pages.normal())?;
+        let (packed, mut spent) = packer.pack(block, pages.normal())?;
         let ram = encode::RamHead {
             packet_num: common.next_packet(),
             block: block.name(),
@@ -141,7 +141,14 @@ impl SendChannel {
                     out.put_region(&block.region, start, len)?;
                 }
             }
-            _ => out.write_all(packed).await?,
+            _ => {
+                let begun = Instant::now();
+                out.write_all(packed).await?;
+                out.flush().await?;
+                spent.waiting = begun.elapsed();
+                common.add_spent(&spent);
+                packer.sent(&spent)?;
+            }
         }
         Ok(out.flush().await?)
     }

@@ -13,13 +13,16 @@ mod channel;
 
 use std::{
     future::poll_fn,
+    num::NonZero,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Poll,
+    thread,
 };
 
+use mig_compress::{Observed, judge};
 use mig_proto::{
     RamWord,
     multifd::{Dialect, SyncMode, ZeroPages},
@@ -29,7 +32,11 @@ use mig_transport::Connector;
 use tokio::sync::mpsc;
 
 use self::channel::serve;
-use super::{lane::Lane, packer::Packing};
+use super::{
+    info::{CompressionInfo, MultifdInfo},
+    lane::Lane,
+    packer::{Packing, Spent},
+};
 use crate::{
     error::{Error, Result},
     handle::Shared,
@@ -44,6 +51,8 @@ pub(super) struct Common {
     pub(super) zeros: ZeroPageDetection,
     pub(super) packing: Packing,
     pub(super) uuid: [u8; 16],
+    /// What compressing cost all channels.
+    spent: Mutex<Spent>,
     /// Packets sent on all channels, SYNC included.
     packets: AtomicU64,
     /// No lane takes anything more.
@@ -55,6 +64,10 @@ pub(super) struct Common {
 impl Common {
     pub(super) fn next_packet(&self) -> u64 {
         self.packets.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn add_spent(&self, spent: &Spent) {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner).add(spent);
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -128,6 +141,7 @@ impl SendChannels {
             zeros,
             packing,
             uuid: uuid.unwrap_or_default(),
+            spent: Mutex::default(),
             packets: AtomicU64::new(0),
             held: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
@@ -164,6 +178,33 @@ impl SendChannels {
     /// Bytes that all of them have sent.
     pub(crate) fn bytes_out(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.counters.bytes_out()).sum()
+    }
+
+    /// What is to be reported about them now.
+    pub(crate) fn info(&self) -> MultifdInfo {
+        MultifdInfo {
+            channels: self.lanes.len(),
+            channels_chosen: None,
+            compression: self.compression(),
+        }
+    }
+
+    fn compression(&self) -> Option<CompressionInfo> {
+        let method = self.common.packing.compression().ok()??;
+        let spent = *self.common.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        let channels = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let observed = Observed {
+            method,
+            level: self.common.packing.level,
+            bytes_in: spent.bytes_in,
+            bytes_out: spent.bytes_out,
+            compress_seconds: spent.compressing.as_secs_f64(),
+            wait_seconds: spent.waiting.as_secs_f64(),
+            channels,
+            processors: u32::try_from(processors).unwrap_or(u32::MAX),
+        };
+        Some(CompressionInfo::new(&observed, &judge(&observed)))
     }
 
     /// Whether every order was carried out.
@@ -215,7 +256,18 @@ impl SendChannels {
     /// Not cancel safe: drop the channels.
     pub(crate) async fn end(&mut self) -> Result<()> {
         self.order(Order::End);
-        self.settled().await
+        self.settled().await?;
+        let info = self.info();
+        if let Some(compression) = &info.compression {
+            tracing::info!(
+                method = compression.method,
+                level = compression.level,
+                "{}",
+                compression.verdict
+            );
+        }
+        self.common.migration.tell_multifd(info);
+        Ok(())
     }
 
     /// Waits until every lane is idle. That the wait ends is each lane's business: its channel keeps the deadline on
