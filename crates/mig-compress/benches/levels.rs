@@ -1,4 +1,4 @@
-//! What each level costs and saves on pages: `cargo bench -p mig-compress --bench levels [KIND [MIB]]`.
+//! What each level costs and saves on pages: `cargo bench -p mig-compress --bench levels -- [KIND [MIB]]`.
 //!
 //! Rates are bytes of pages for a second of this thread's processor time, each way and both together, medians of seven
 //! runs that alternate between all rows. The first row is what QEMU does with its defaults: libzstd's level 1, a call for each page of
