@@ -303,6 +303,86 @@ fn pages_received_in_place_are_those_copied_there() {
     });
 }
 
+/// What a data channel does: a packet of pages goes straight into memory that is there, and is staged where it is not.
+#[test]
+fn pages_go_straight_into_memory_only_where_it_exists() {
+    each(|memory, options| {
+        for page in (0..PAGES).step_by(5) {
+            memory.block(0).unwrap().page(at(page)).unwrap().copy_in(&[9; 100]);
+        }
+        let placement = Placement::new(memory, options).unwrap();
+        let bulk = placement.info().mechanism == PlaceMechanism::Userfault;
+        let mut placer = placement.placer().unwrap();
+        let fill = |places: &[RegionSlice], pages: &[u64]| {
+            let mut pages = pages.iter();
+            for place in places {
+                for part in 0..place.len() / PAGE_SIZE {
+                    let number = (pages.next().unwrap() / PAGE_SIZE as u64) as u8;
+                    place.sub(part * PAGE_SIZE, PAGE_SIZE).unwrap().copy_in(&[number; PAGE_SIZE]);
+                }
+            }
+            assert_eq!(pages.next(), None);
+        };
+        let packets = [vec![10, 11, 12, 14, 13], vec![5, 10], vec![10, 11], vec![20]];
+        for (time, packet) in packets.iter().enumerate() {
+            let offsets: Vec<u64> = packet.iter().map(|page| at(*page)).collect();
+            let mut places = Vec::new();
+            if placer.in_place(0, &offsets, &mut places).unwrap() {
+                let merged = if time == 0 { 3 } else { packet.len() };
+                assert_eq!(places.len(), if time == 2 { 1 } else { merged }, "{options:?}");
+                fill(&places, &offsets);
+                placer.received_in_place(0, &offsets).unwrap();
+            } else {
+                assert!(bulk && places.is_empty(), "{options:?}");
+                // The second packet brings one that is staged since the first, unless it was there before.
+                for page in packet {
+                    placer.place_page(0, at(*page), &[*page as u8; PAGE_SIZE]).unwrap();
+                }
+                if time == 0 {
+                    assert!(!placer.in_place(0, &offsets, &mut places).unwrap(), "staged");
+                    placer.flush().unwrap();
+                    assert!(placer.in_place(0, &offsets, &mut places).unwrap(), "there by now");
+                }
+            }
+        }
+        let outside = [at(PAGES), at(PAGES - 1)];
+        assert!(placer.in_place(0, &outside, &mut Vec::new()).is_err());
+        assert!(placer.received_in_place(0, &outside).is_err());
+        placer.flush().unwrap();
+        placement.finish().unwrap();
+        let now = contents(memory, 0);
+        for page in packets.into_iter().flatten() {
+            let bytes = &now[page * PAGE_SIZE..][..PAGE_SIZE];
+            assert!(bytes.iter().all(|byte| *byte == page as u8), "{options:?}: page {page}");
+            assert!(placement.received(0).unwrap().test(page), "{options:?}: page {page}");
+        }
+    });
+}
+
+/// As no honest source does: two channels stage the same page, and one of them breaks.
+#[test]
+fn a_page_that_two_channels_staged_and_one_lost_is_missed() {
+    let memory = memory(Backing::Anonymous);
+    let policy = PlacePolicy::Only(PlaceMechanism::Userfault);
+    let options =
+        PlacementOptions { policy, copying: Copying::Inline, ..PlacementOptions::default() };
+    let placement = match Placement::new(&memory, options) {
+        Ok(placement) => placement,
+        Err(error @ Error::Unavailable { .. }) => {
+            return mig_testkit::not_applicable("userfaultfd", &error.to_string());
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let (mut first, mut second) = (placement.placer().unwrap(), placement.placer().unwrap());
+    first.place_page(0, 0, &[1; PAGE_SIZE]).unwrap();
+    assert!(second.lend().is_some());
+    assert!(!second.take_lent(0, 0).unwrap(), "somebody has it staged");
+    second.place_page(0, 0, &[2; PAGE_SIZE]).unwrap();
+    first.flush().unwrap();
+    drop(second);
+    assert_eq!(placement.finish().unwrap_err().blame(), Blame::Misuse);
+}
+
 #[test]
 fn the_report_says_what_runs_and_why_nothing_better() {
     let memory = memory(Backing::Anonymous);

@@ -27,7 +27,7 @@ mod worker;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use mig_transport::publish_streamed;
+use mig_transport::{RegionSlice, publish_streamed};
 
 pub use self::placement::{Placement, PlacementInfo, PlacementStatistics};
 use self::{
@@ -136,7 +136,8 @@ impl Default for PlacementOptions {
 /// Pages are in memory after [`flush`](Self::flush). Dropped without it, what is still staged is
 /// lost and [`Placement::finish`] refuses. For one placer,
 /// the last record of a page wins; between placers the order is the protocol's business (docs/wire/ram.md §9.5), so
-/// each flushes where channels synchronise.
+/// each flushes where channels synchronise. A source that breaks it, and sends a page on two channels at a time, gets one
+/// of the two or a mixture of them, and nothing worse.
 #[derive(Debug)]
 pub struct Placer {
     placement: Arc<Placement>,
@@ -231,6 +232,62 @@ impl Placer {
         Ok(true)
     }
 
+    /// Where the pages at `offsets` of the block at index `block` can be received straight into guest memory, with no
+    /// copy on the way: appends their places to `places`, in order, pages that follow each other as one. False, and
+    /// nothing appended, if a page of them has to be staged, because it does not exist yet: [`lend`](Self::lend) memory
+    /// for all of them then.
+    ///
+    /// Say when their bytes came: [`received_in_place`](Self::received_in_place).
+    pub fn in_place(
+        &mut self,
+        block: usize,
+        offsets: &[u64],
+        places: &mut Vec<RegionSlice>,
+    ) -> Result<bool> {
+        let Self { placement, ahead, .. } = self;
+        for offset in offsets {
+            let (to, number) = placement.locate(block, *offset)?;
+            if to.pending.test(number) {
+                return Ok(false);
+            }
+            if to.present.test(number) {
+                continue;
+            }
+            match &to.bulk {
+                // The kernel would wait for the page as any other thread does, for ever.
+                Bulk::Userfault(registration) if registration.is_active() => return Ok(false),
+                Bulk::Populate => ahead.reach(block, to, number),
+                Bulk::Userfault(_) | Bulk::Plain => {}
+            }
+        }
+        let mut pages = offsets.iter().copied().peekable();
+        while let Some(start) = pages.next() {
+            let mut end = start + PAGE_SIZE as u64;
+            while pages.next_if_eq(&end).is_some() {
+                end += PAGE_SIZE as u64;
+            }
+            let (to, _) = placement.locate(block, start)?;
+            // Less than a block, which is in memory.
+            places.push(to.info.slice(start, (end - start) as usize)?);
+        }
+        Ok(true)
+    }
+
+    /// All bytes of the pages at `offsets` were received [in place](Self::in_place).
+    pub fn received_in_place(&mut self, block: usize, offsets: &[u64]) -> Result<()> {
+        let Self { placement, lane, .. } = self;
+        for offset in offsets {
+            let (to, number) = placement.locate(block, *offset)?;
+            lane.tally.received(placement, block, number);
+            if !to.present.test(number) {
+                to.present.set(number);
+            }
+        }
+        lane.tally.copied += offsets.len() as u64;
+        lane.tally.publish_if_many(placement);
+        Ok(())
+    }
+
     /// Makes the page at `offset` of the block at index `block` zero (docs/wire/ram.md §1, ZERO).
     ///
     /// Untouched memory is left untouched.
@@ -285,6 +342,7 @@ impl Placer {
 
 impl Drop for Placer {
     fn drop(&mut self) {
+        self.placement.lose(self.lane.staging.pages());
         self.lane.tally.publish(&self.placement);
     }
 }

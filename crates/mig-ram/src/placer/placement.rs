@@ -59,6 +59,8 @@ pub struct Placement {
     info: PlacementInfo,
     options: PlacementOptions,
     counters: Counters,
+    /// Pages that were staged and will never be in memory. `pending` alone cannot tell: two channels may stage one page.
+    lost: AtomicU64,
 }
 
 #[derive(Default)]
@@ -118,7 +120,8 @@ impl Placement {
         };
         choose(&mut blocks, options.policy, &mut info)?;
         tracing::debug!(?info, "placing pages");
-        Ok(Arc::new(Self { blocks, info, options, counters: Counters::default() }))
+        let (counters, lost) = (Counters::default(), AtomicU64::new(0));
+        Ok(Arc::new(Self { blocks, info, options, counters, lost }))
     }
 
     /// A way in for one channel.
@@ -161,6 +164,7 @@ impl Placement {
     /// be wrong. To give up, drop the placement and its placers, which ends everything too.
     pub fn finish(&self) -> Result<()> {
         let pending: u64 = self.blocks.iter().map(|block| block.pending.count()).sum();
+        let pending = pending.max(self.lost.load(Ordering::Relaxed));
         if pending > 0 {
             return Err(Error::misuse(format!(
                 "{pending} pages were taken and are not in memory; flush every placer before it is dropped"
@@ -204,6 +208,7 @@ impl Placement {
         for (run, bytes) in staging.runs() {
             let block = &self.blocks[run.block];
             self.put_run(block, run, bytes).map_err(|source| {
+                self.lose(run.pages);
                 let (name, at) = (block.info.name(), run.first * PAGE_SIZE);
                 Error::io(format!("placing {} pages of '{name}' at {at:#x}", run.pages), source)
             })?;
@@ -247,6 +252,11 @@ impl Placement {
         add(&self.counters.copied, tally.copied);
         add(&self.counters.zero_skipped, tally.zero_skipped);
         add(&self.counters.zero_written, tally.zero_written);
+    }
+
+    /// So many pages were staged and will never be in memory.
+    pub(super) fn lose(&self, pages: usize) {
+        self.lost.fetch_add(pages as u64, Ordering::Relaxed);
     }
 
     pub(super) fn add_cpu_nanos(&self, nanos: u64) {

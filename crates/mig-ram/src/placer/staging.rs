@@ -70,6 +70,11 @@ impl Staging {
         self.used == 0
     }
 
+    /// How many pages it holds.
+    pub(super) fn pages(&self) -> usize {
+        self.runs.iter().map(|run| run.pages).sum()
+    }
+
     pub(super) fn clear(&mut self) {
         self.used = 0;
         self.runs.clear();
