@@ -1,7 +1,8 @@
-//! Finding the main channel among whoever connects.
+//! Finding the channels of a migration among whoever connects.
 //!
 //! ```text
-//!   Listener ──▶ candidate ──first bytes──▶ "QEVM"?  ──▶ the main channel
+//!   Listener ──▶ candidate ──first bytes──▶ "QEVM"?         ──▶ the main channel
+//!            ──▶ candidate ──first bytes──▶ 11 22 33 44?    ──hello──▶ a data channel, where some are expected
 //!            ──▶ candidate ──nothing─────▶ dropped by its deadline, with a log line
 //!            ──▶ candidate ──garbage─────▶ dropped at once, with a log line
 //! ```
@@ -9,86 +10,170 @@
 //! Candidates are looked at side by side, so a stranger delays nobody, and at most [`MAX_CANDIDATES`] of them wait at a
 //! time. A transport with one channel only (fd, exec, file) has no strangers: what comes over it is the answer, and if
 //! that is no migration stream, the error says so.
+//!
+//! Data channels may come before main and after it, so where they are expected accepting goes on for as long as the
+//! migration runs, beside it.
 
 use std::time::Duration;
 
-use mig_proto::{FirstBytes, classify};
+use mig_proto::{FirstBytes, classify, multifd::Hello};
 use mig_stream::{IdleClock, Stream, StreamOptions, StreamReader, within};
-use mig_transport::{Channel, Listener};
+use mig_transport::{Blame, Channel, Listener};
 use tokio::task::JoinSet;
 
 use crate::{
     error::{Error, Result},
+    multifd::receive::DataChannels,
     parameters::Deadlines,
 };
 
 /// Connections that may be waiting for their first bytes at a time. Each holds a descriptor and a buffer.
 pub const MAX_CANDIDATES: usize = 64;
 
-/// A main channel whose first bytes were seen and not consumed.
+/// A channel whose first bytes were seen.
 pub(crate) type Accepted = (Stream, StreamReader);
 
-/// Accepts until a main channel comes. Silence on it is bounded by the idle deadline.
-///
-/// # Errors
-///
-/// The accept deadline, or the listener's own failure when nobody is being looked at any more.
-///
-/// # Cancel safety
-///
-/// Not cancel safe: connections accepted so far are closed.
-pub(crate) async fn accept_main(
-    listener: &mut dyn Listener,
-    deadlines: &Deadlines,
-) -> Result<Accepted> {
-    let mut options = StreamOptions::default();
-    if let Some(limit) = deadlines.idle {
-        options = options.idle(IdleClock::new(limit));
-    }
-    let accepted = find_main(listener, &options, deadlines);
-    within("waiting for a source to connect", deadlines.accept, accepted).await
+/// A channel that said what it is.
+enum Arrival {
+    /// Nothing of it was consumed.
+    Main(Accepted),
+    /// Its hello was consumed.
+    Data(Hello, Accepted),
 }
 
-async fn find_main(
-    listener: &mut dyn Listener,
-    options: &StreamOptions,
-    deadlines: &Deadlines,
-) -> Result<Accepted> {
-    let mut candidates = JoinSet::new();
-    let mut exhausted: Option<Error> = None;
-    loop {
-        tokio::select! {
-            biased;
-            Some(looked_at) = candidates.join_next(), if !candidates.is_empty() => {
-                match looked_at {
-                    Ok(Ok(accepted)) => return Ok(accepted),
-                    Ok(Err(error)) if exhausted.is_some() && candidates.is_empty() => {
-                        return Err(error);
+/// Accepts for one migration.
+pub(crate) struct Acceptor<'a> {
+    listener: &'a mut dyn Listener,
+    deadlines: Deadlines,
+    options: StreamOptions,
+    candidates: JoinSet<Result<Arrival>>,
+    /// What the listener said last, when it gives no more.
+    exhausted: Option<Error>,
+}
+
+impl<'a> Acceptor<'a> {
+    /// Silence on the channels will be bounded by the idle deadline, all of them together.
+    pub(crate) fn new(listener: &'a mut dyn Listener, deadlines: &Deadlines) -> Self {
+        let mut options = StreamOptions::default();
+        if let Some(limit) = deadlines.idle {
+            options = options.idle(IdleClock::new(limit));
+        }
+        let deadlines = *deadlines;
+        Self { listener, deadlines, options, candidates: JoinSet::new(), exhausted: None }
+    }
+
+    /// Accepts until a main channel comes; data channels that come before are taken into `data`.
+    ///
+    /// # Errors
+    ///
+    /// The accept deadline; the listener's own failure when nobody is being looked at any more; or data channels that
+    /// cannot be.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: connections accepted so far are closed.
+    pub(crate) async fn main(&mut self, data: &mut Option<DataChannels>) -> Result<Accepted> {
+        let limit = self.deadlines.accept;
+        let accepted = async {
+            loop {
+                match (self.next(data.is_some()).await?, &mut *data) {
+                    (Arrival::Main(accepted), _) => return Ok(accepted),
+                    (Arrival::Data(hello, (stream, reader)), Some(data)) => {
+                        data.admit(hello, stream, reader).await?;
                     }
-                    Ok(Err(error)) => tracing::warn!(%error, "a connection was dropped"),
-                    Err(panicked) => tracing::error!(%panicked, "looking at a connection"),
+                    (Arrival::Data(..), None) => {}
                 }
             }
-            accepted = listener.accept(), if exhausted.is_none() && candidates.len() < MAX_CANDIDATES => {
-                match accepted {
-                    Ok(channel) => {
-                        tracing::debug!(channel = %channel.endpoint(), "connected");
-                        candidates.spawn(look_at(channel, options.clone(), deadlines.first_byte));
+        };
+        let accepted = within("waiting for a source to connect", limit, accepted).await;
+        accepted.map_err(|error: Error| match data {
+            Some(data) if error.blame() == Blame::Deadline => {
+                let (here, all) = (data.hub().arrived(), data.hub().expected());
+                error
+                    .noting(format!("{here} of {all} data channels have come, and no main channel"))
+            }
+            _ => error,
+        })
+    }
+
+    /// Goes on accepting while the migration runs. Answers only with what must end it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: connections that are being looked at are closed.
+    pub(crate) async fn attend(&mut self, data: &mut DataChannels) -> Error {
+        loop {
+            match self.next(true).await {
+                Ok(Arrival::Main((stream, _))) => {
+                    tracing::warn!(channel = %stream.endpoint(), "a second main channel was dropped");
+                }
+                Ok(Arrival::Data(hello, (stream, reader))) => {
+                    if let Err(error) = data.admit(hello, stream, reader).await {
+                        return error;
                     }
-                    Err(error) if candidates.is_empty() => return Err(error.into()),
-                    Err(error) => exhausted = Some(error.into()),
+                }
+                Err(error) => {
+                    let (here, all) = (data.hub().arrived(), data.hub().expected());
+                    if here < all {
+                        return Error::new(
+                            error.blame(),
+                            format!(
+                                "{here} of {all} data channels have come, and no more can: use a transport that opens \
+                                 several channels (tcp, unix, vsock), or turn multifd off at both ends"
+                            ),
+                        )
+                        .caused_by(error);
+                    }
+                    tracing::debug!(%error, "accepting no more, and nobody is missing");
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self, multifd: bool) -> Result<Arrival> {
+        loop {
+            tokio::select! {
+                biased;
+                Some(looked_at) = self.candidates.join_next(), if !self.candidates.is_empty() => {
+                    match looked_at {
+                        Ok(Ok(arrival)) => return Ok(arrival),
+                        Ok(Err(error)) if self.exhausted.is_some() && self.candidates.is_empty() => {
+                            return Err(error);
+                        }
+                        Ok(Err(error)) => tracing::warn!(%error, "a connection was dropped"),
+                        Err(panicked) => tracing::error!(%panicked, "looking at a connection"),
+                    }
+                }
+                accepted = self.listener.accept(),
+                    if self.exhausted.is_none() && self.candidates.len() < MAX_CANDIDATES =>
+                {
+                    match accepted {
+                        Ok(channel) => {
+                            tracing::debug!(channel = %channel.endpoint(), "connected");
+                            let (options, limit) = (self.options.clone(), self.deadlines.first_byte);
+                            self.candidates.spawn(look_at(channel, options, limit, multifd));
+                        }
+                        Err(error) if self.candidates.is_empty() => return Err(error.into()),
+                        Err(error) => self.exhausted = Some(error.into()),
+                    }
+                }
+                else => {
+                    let over = || Error::misuse("no more channels can come");
+                    return Err(self.exhausted.take().unwrap_or_else(over));
                 }
             }
         }
     }
 }
 
-/// Reads the first four bytes of a channel and decides what it is.
+/// Reads the first bytes of a channel and decides what it is.
 async fn look_at(
     channel: Channel,
     options: StreamOptions,
     first_byte: Duration,
-) -> Result<Accepted> {
+    multifd: bool,
+) -> Result<Arrival> {
     let name = channel.endpoint().to_string();
     let mut stream = Stream::open(channel, options);
     let mut reader = stream.reader()?;
@@ -99,6 +184,10 @@ async fn look_at(
             match classify(reader.buffer()) {
                 FirstBytes::TooFew if reader.fill().await? == 0 => return Ok(FirstBytes::TooFew),
                 FirstBytes::TooFew => {}
+                FirstBytes::Multifd if multifd => {
+                    reader.peek(Hello::LEN).await?;
+                    return Ok(FirstBytes::Multifd);
+                }
                 decided => return Ok(decided),
             }
         }
@@ -106,13 +195,18 @@ async fn look_at(
     .await
     .map_err(|error| error.on(name.as_str()))?;
     match first {
-        FirstBytes::Main => Ok((stream, reader)),
+        FirstBytes::Main => Ok(Arrival::Main((stream, reader))),
         FirstBytes::TooFew => Err(Error::peer_misbehaved(format!(
             "the stream ended after {} bytes, before its header",
             reader.buffer().len()
         ))),
+        FirstBytes::Multifd if multifd => hello(&mut reader).map(|hello| {
+            reader.consume(Hello::LEN);
+            Arrival::Data(hello, (stream, reader))
+        }),
         FirstBytes::Multifd => Err(Error::peer_incompatible(
-            "a multifd channel came, and this destination expects a single stream: turn multifd off at the source",
+            "a multifd channel came, and this destination expects a single stream: turn multifd off at the source, or on \
+             here",
         )),
         FirstBytes::Other => Err(Error::peer_misbehaved(format!(
             "not a migration stream: it begins with {:02x?} instead of \"QEVM\"",
@@ -120,4 +214,12 @@ async fn look_at(
         ))),
     }
     .map_err(|error| error.on(name.as_str()).at(0))
+}
+
+fn hello(reader: &mut StreamReader) -> Result<Hello> {
+    let bytes = reader.buffer().first_chunk().expect("as many were waited for");
+    Hello::decode(bytes).map_err(|error| match error.blame() {
+        mig_proto::Fault::PeerMisbehaved => Error::peer_misbehaved(error.to_string()),
+        _ => Error::peer_incompatible(error.to_string()),
+    })
 }

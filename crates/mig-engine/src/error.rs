@@ -90,6 +90,12 @@ impl Error {
         self
     }
 
+    /// Names what it happened to.
+    pub(crate) fn in_front(mut self, what: &str) -> Self {
+        self.what = format!("{what}: {}", self.what);
+        self
+    }
+
     /// Adds something that went wrong on top.
     pub(crate) fn noting(mut self, what: String) -> Self {
         self.what = format!("{}; {what}", self.what);

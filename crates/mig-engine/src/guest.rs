@@ -56,6 +56,27 @@ pub trait Guest: Send {
     /// the guest.
     fn load_device(&mut self, section: &DeviceSection) -> Result<(), GuestError>;
 
+    /// Destination: loads a part of a device's state that came over a data channel (docs/wire/ram.md §9.7), after
+    /// SWITCHOVER_START. Parts may come in any order, also before the device's section.
+    fn load_device_state(
+        &mut self,
+        idstr: &str,
+        instance_id: u32,
+        state: Vec<u8>,
+    ) -> Result<(), GuestError> {
+        let bytes = state.len();
+        Err(format!(
+            "no device here takes state over data channels: {bytes} bytes for '{idstr}', instance {instance_id}"
+        )
+        .into())
+    }
+
+    /// Destination: whether there is device state to come over data channels that must be there before the guest may
+    /// start. Asked at the end of the stream, and again after each part that comes.
+    fn expects_device_state(&self) -> bool {
+        false
+    }
+
     /// Destination: the guest is now owned by this side: the verdict went out. `state` is what the source was in.
     fn start(&mut self, state: RunState) -> Result<(), GuestError>;
 }

@@ -37,7 +37,9 @@ pub use crate::{
     guest::{DeviceSection, Guest, GuestError},
     handle::{Event, MigrationHandle},
     multifd::{CompressionInfo, MultifdInfo},
-    parameters::{Capabilities, Deadlines, MultifdCompression, Parameters, ZeroPageDetection},
+    parameters::{
+        Capabilities, Deadlines, MultifdCompression, MultifdOptions, Parameters, ZeroPageDetection,
+    },
     record::*,
     replay::*,
     source::{Outcome, Source},

@@ -94,6 +94,31 @@ pub enum ZeroPageDetection {
     Multifd,
 }
 
+/// The data channels that an end without a guest expects (docs/wire/ram.md §9). Nothing of it is negotiated: the source
+/// must be told the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MultifdOptions {
+    /// How many, 1 to 255.
+    pub channels: u8,
+    /// How their pages are compressed.
+    pub compression: MultifdCompression,
+}
+
+impl MultifdOptions {
+    /// So many channels without compression.
+    pub fn new(channels: u8) -> Self {
+        Self { channels, compression: MultifdCompression::None }
+    }
+
+    /// Sets how pages are compressed.
+    #[must_use]
+    pub fn compression(mut self, compression: MultifdCompression) -> Self {
+        self.compression = compression;
+        self
+    }
+}
+
 /// What a migration can be told to do differently, by QEMU's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -158,6 +158,11 @@ fn ratio(part: &Counter, whole: &Counter) -> f64 {
 }
 
 impl Statistics {
+    /// So many bytes came over the main channel; what came over data channels is counted there.
+    pub(crate) fn received(&self, main: u64) {
+        self.transferred.set(main + self.multifd_bytes.value());
+    }
+
     pub(crate) fn ram(&self, page_size: u64) -> RamStatistics {
         let normal = self.normal.value();
         RamStatistics {

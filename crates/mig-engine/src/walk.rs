@@ -78,11 +78,27 @@ impl StreamWalk {
     /// # Errors
     ///
     /// What `visit` answers, or the decoder's error; both are final.
+    #[inline]
     pub fn walk<E: From<DecodeError>>(
         &mut self,
         input: &[u8],
         end: InputEnd,
         mut visit: impl FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<Walked, E> {
+        self.walk_while(input, end, |piece| visit(piece).map(|()| true))
+    }
+
+    /// The same until `visit` answers false to an event: it is the last that was consumed, and the walk goes on with what
+    /// follows it. `at_least` is 1 then, and may be there already.
+    ///
+    /// # Errors
+    ///
+    /// As [`walk`](Self::walk).
+    pub fn walk_while<E: From<DecodeError>>(
+        &mut self,
+        input: &[u8],
+        end: InputEnd,
+        mut visit: impl FnMut(Piece<'_>) -> Result<bool, E>,
     ) -> Result<Walked, E> {
         let mut done = 0;
         loop {
@@ -96,13 +112,16 @@ impl StreamWalk {
                 Step::Event { consumed, event } => {
                     self.tail = self.tail.after(&event);
                     let page = matches!(event, Event::Page(_));
-                    visit(Piece {
+                    let go_on = visit(Piece {
                         position: self.start,
                         bytes: &rest[..consumed],
                         event: Some(event),
                     })?;
                     done += consumed;
                     self.start = self.decoder.position();
+                    if !go_on {
+                        return Ok(Walked { consumed: done, at_least: 1 });
+                    }
                     if page {
                         done += self.land_page(&input[done..], &mut visit)?;
                     }
@@ -125,7 +144,7 @@ impl StreamWalk {
     fn land_page<E>(
         &mut self,
         rest: &[u8],
-        visit: &mut impl FnMut(Piece<'_>) -> Result<(), E>,
+        visit: &mut impl FnMut(Piece<'_>) -> Result<bool, E>,
     ) -> Result<usize, E> {
         let left = self.decoder.payload_left();
         let Some(bytes) = rest.get(..left as usize).filter(|bytes| !bytes.is_empty()) else {

@@ -14,6 +14,7 @@ use crate::{
     answers::Ask,
     error::{Error, Result},
     guest::{DeviceSection, Guest},
+    multifd::receive::{DeviceState, Hub, Layout, LayoutBlock},
     statistics::Statistics,
     walk::Piece,
 };
@@ -24,6 +25,9 @@ pub(super) struct Loader<'a> {
     guest: &'a mut dyn Guest,
     placing: PlacementOptions,
     placed: Option<(Arc<Placement>, Placer)>,
+    /// Where data channels are told of memory.
+    data: Option<Arc<Hub>>,
+    layout: Option<Arc<Layout>>,
     statistics: &'a Statistics,
     /// The local index of each block of the stream.
     blocks: Vec<usize>,
@@ -63,6 +67,8 @@ impl<'a> Loader<'a> {
             guest,
             placing,
             placed: None,
+            data: None,
+            layout: None,
             statistics,
             blocks: Vec::new(),
             page,
@@ -74,6 +80,41 @@ impl<'a> Loader<'a> {
             asked: Vec::new(),
             hook: None,
         }
+    }
+
+    /// Pages come over data channels too.
+    pub(super) fn with_data_channels(mut self, hub: &Arc<Hub>) -> Self {
+        self.data = Some(Arc::clone(hub));
+        self
+    }
+
+    /// The block list, as data channels need it, once it came.
+    pub(super) fn layout(&self) -> Option<&Arc<Layout>> {
+        self.layout.as_ref()
+    }
+
+    /// What came over the main channel is in memory when this returns.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        match &mut self.placed {
+            Some((_, placer)) => Ok(placer.flush()?),
+            None => Ok(()),
+        }
+    }
+
+    /// A part of a device's state came over a data channel.
+    pub(super) fn load_state(&mut self, state: DeviceState) -> Result<()> {
+        let DeviceState { idstr, instance_id, bytes, .. } = state;
+        self.guest.load_device_state(&idstr, instance_id, bytes).map_err(|refused| {
+            Error::peer_incompatible(format!(
+                "the state of device {idstr} (instance {instance_id}) that came over a data channel could not be loaded"
+            ))
+            .caused_by(refused)
+        })
+    }
+
+    /// Whether the guest waits for more of that.
+    pub(super) fn expects_state(&self) -> bool {
+        self.guest.expects_device_state()
     }
 
     /// Acts on one piece of the stream.
@@ -196,6 +237,7 @@ impl<'a> Loader<'a> {
 
     /// The block list: every block must be here, with its length or one it can take (docs/wire/ram.md §2).
     fn know_blocks(&mut self, entries: &[BlockEntry]) -> Result<()> {
+        let mut blocks = Vec::with_capacity(entries.len());
         for entry in entries {
             let name = entry.name();
             let Some(local) = self.memory.find(name.as_bytes()) else {
@@ -210,11 +252,17 @@ impl<'a> Loader<'a> {
                 self.blocks.resize(index + 1, usize::MAX);
             }
             self.blocks[index] = local;
+            blocks.push(LayoutBlock {
+                name: name.as_bytes().into(),
+                local,
+                length: entry.used_length,
+            });
         }
         self.statistics.total.set(self.memory.total_bytes());
         if self.placed.is_none() {
             let placement = Placement::new(self.memory, self.placing)?;
             let placer = placement.placer()?;
+            self.layout = Some(Arc::new(Layout { placement: Arc::clone(&placement), blocks }));
             self.placed = Some((placement, placer));
         }
         Ok(())
@@ -255,6 +303,13 @@ impl<'a> Loader<'a> {
                 .map_err(|error| Error::peer_misbehaved(error.to_string()))?;
             self.state = Some(state.run_state);
             return Ok(());
+        }
+        if self.data.as_ref().is_some_and(|data| !data.is_closed()) {
+            return Err(Error::peer_incompatible(format!(
+                "device {} comes before the last section of ram, while data channels bring pages: its state cannot be \
+                 loaded beside them",
+                device.idstr
+            )));
         }
         // Devices may look at guest memory while they load, also at pages that never came.
         self.memory_is_whole()?;

@@ -11,6 +11,7 @@
 
 mod ahead;
 pub(crate) mod encoded;
+mod load;
 mod loader;
 
 use std::{
@@ -22,28 +23,25 @@ use std::{
     time::Duration,
 };
 
-use mig_proto::{LocalMachine, Options, globalstate::RunState, state::DestinationEvent};
+use mig_proto::{LocalMachine, Options, state::DestinationEvent};
 use mig_ram::{
     GuestMemory, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement, PlacementOptions, Warmth,
 };
-use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
-use self::{ahead::Ahead, loader::Loader};
+use self::{load::Load, loader::Loader};
 use crate::{
-    accept::accept_main,
+    accept::{Accepted, Acceptor},
     answers::{Answers, drain},
     error::{Error, Owner, Result},
     guest::Guest,
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
-    parameters::{Deadlines, Parameters},
+    multifd::receive::{Beside, DataChannels},
+    parameters::{Capabilities, Deadlines, MultifdOptions, Parameters},
     source::Outcome,
-    walk::{InputEnd, StreamWalk},
+    walk::StreamWalk,
 };
-
-/// Silence after which the decoder is asked whether the stream may have ended (docs/wire/stream.md §5).
-const QUIET: Duration = Duration::from_secs(1);
 
 /// How long the source may take to hang up after the verdict before it is hung up on.
 const HANG_UP_GRACE: Duration = Duration::from_secs(2);
@@ -61,6 +59,7 @@ const HASTY_FAREWELL: Duration = Duration::from_millis(40);
 pub struct Destination {
     memory: Arc<dyn GuestMemory>,
     guest: Box<dyn Guest>,
+    capabilities: Capabilities,
     deadlines: Deadlines,
     placing: PlacementOptions,
     uuid: Option<[u8; 16]>,
@@ -74,6 +73,7 @@ impl Destination {
         Self {
             memory,
             guest,
+            capabilities: Capabilities::default(),
             deadlines: Deadlines::default(),
             placing: PlacementOptions::default(),
             uuid: None,
@@ -86,6 +86,20 @@ impl Destination {
     #[must_use]
     pub fn with_deadlines(mut self, deadlines: Deadlines) -> Self {
         self.deadlines = deadlines;
+        self
+    }
+
+    /// Switches capabilities. Only `multifd` concerns a destination: it obeys the source's return path in any case.
+    #[must_use]
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = capabilities;
+        self
+    }
+
+    /// Sets the parameters: `multifd_channels` and `multifd_compression`, which must be those of the source.
+    #[must_use]
+    pub fn with_parameters(self, parameters: Parameters) -> Self {
+        self.handle.set_parameters(parameters);
         self
     }
 
@@ -135,7 +149,7 @@ impl Destination {
         shared.destination_event(DestinationEvent::Listen)?;
         let progress = Progress::default();
         let mut answers = Answers::new(true, false);
-        let mut link = None;
+        let mut link = Link { main: None, data: self.data_channels(&shared)? };
         let outcome = {
             let drive = pin!(self.drive(listener, &shared, &progress, &mut answers, &mut link));
             tokio::select! {
@@ -162,11 +176,14 @@ impl Destination {
             }
             Err(error) => error,
         };
+        if let Some(data) = &link.data {
+            data.hub().stop();
+        }
         let owner = progress.owner();
         if owner == Owner::Source {
             answers.failure(LAST_WORDS).await;
             // A connection that is closed with bytes unread in it takes what was just said along.
-            if let Some((_stream, reader)) = link.as_mut().filter(|_| answers.is_open()) {
+            if let Some((_stream, reader)) = link.main.as_mut().filter(|_| answers.is_open()) {
                 let limit = match error.blame() {
                     Blame::Cancelled => HASTY_FAREWELL,
                     _ => FAREWELL,
@@ -174,9 +191,21 @@ impl Destination {
                 let _late = drain(reader, limit).await;
             }
         }
+        drop(link);
         let error = error.during(shared.status().as_str()).owned_by(owner);
         shared.destination_failed(&error);
         Err(error)
+    }
+
+    /// What is needed for data channels, where they are expected.
+    fn data_channels(&self, shared: &Arc<Shared>) -> Result<Option<DataChannels>> {
+        if !self.capabilities.multifd {
+            return Ok(None);
+        }
+        let parameters = shared.parameters();
+        let options = MultifdOptions::new(parameters.multifd_channels)
+            .compression(parameters.multifd_compression);
+        DataChannels::new(&options, self.uuid, shared).map(Some)
     }
 
     /// Everything from accepting to starting the guest; answers whether the source was told.
@@ -186,10 +215,10 @@ impl Destination {
         shared: &Shared,
         progress: &Progress,
         answers: &mut Answers,
-        link: &mut Option<(Stream, StreamReader)>,
+        link: &mut Link,
     ) -> Result<bool> {
-        // Outlives a failure, so that the source can be told.
-        let (stream, reader) = link.insert(accept_main(listener, &self.deadlines).await?);
+        let mut acceptor = Acceptor::new(listener, &self.deadlines);
+        let (stream, reader) = link.main.insert(acceptor.main(&mut link.data).await?);
         shared.destination_event(DestinationEvent::Connected)?;
         let name = stream.endpoint().to_string();
         let machine = self.guest.machine_type();
@@ -205,16 +234,47 @@ impl Destination {
             // It writes pages of which the placement does not know: no zero page may be taken for untouched.
             placing.warmth = Warmth::Warm;
         }
+        let hub = link.data.as_ref().map(|data| Arc::clone(data.hub()));
+        let mut device_states = None;
+        if let Some(data) = &mut link.data {
+            if hooks.active() {
+                return Err(Error::misuse(format!(
+                    "multifd over {name}: this transport brings memory by itself, on one channel; turn multifd off at \
+                     both ends"
+                )));
+            }
+            placing = data.placing(placing);
+            device_states = Some(data.accept_device_states());
+            data.start().await?;
+        }
         let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);
-        let mut load = Load {
+        if let Some(hub) = &hub {
+            loader = loader.with_data_channels(hub);
+        }
+        let idle = stream.idle();
+        let load = Load {
             stream: &mut *stream,
             reader: &mut *reader,
             answers,
             hooks,
             walk: StreamWalk::new(options),
             shared,
+            data: hub.as_ref().map(|hub| Beside::new(hub, idle)),
+            device_states,
         };
-        let loaded = load.all(&mut loader).await.map_err(|error| error.on(name.as_str()));
+        let loaded = {
+            let load = pin!(load.all(&mut loader));
+            match (&hub, &mut link.data) {
+                (Some(hub), Some(data)) => tokio::select! {
+                    biased;
+                    failed = hub.failure() => Err(failed),
+                    loaded = load => loaded.map_err(|error| hub.explain(error)),
+                    error = acceptor.attend(data) => Err(error),
+                },
+                _ => load.await,
+            }
+        };
+        let loaded = loaded.map_err(|error| error.on(name.as_str()));
         self.placement = loader.placement().cloned();
         let state = loaded?;
         let confirmed = answers.is_open();
@@ -227,7 +287,11 @@ impl Destination {
             Error::misuse("the guest arrived and could not be started").caused_by(error)
         })?;
         progress.started.store(true, Ordering::Relaxed);
-        // Lets the source read the verdict before the connection goes.
+        // Lets the source read the verdict before the connections go.
+        if let Some(hub) = &hub {
+            let ended = tokio::time::timeout(HANG_UP_GRACE, hub.all_ended()).await;
+            tracing::debug!(ended = ended.is_ok(), "data channels");
+        }
         match drain(reader, HANG_UP_GRACE).await {
             Ok(true) => {}
             Ok(false) => tracing::debug!("the source did not hang up"),
@@ -235,6 +299,12 @@ impl Destination {
         }
         Ok(confirmed)
     }
+}
+
+/// The connections. They outlive a failure, so that the source can be told.
+struct Link {
+    main: Option<Accepted>,
+    data: Option<DataChannels>,
 }
 
 /// What the failure path has to know.
@@ -254,78 +324,6 @@ impl Progress {
             Owner::Unknown
         } else {
             Owner::Source
-        }
-    }
-}
-
-/// The receiving half of a migration, with all it needs.
-struct Load<'a> {
-    stream: &'a mut Stream,
-    reader: &'a mut StreamReader,
-    answers: &'a mut Answers,
-    hooks: Hooks,
-    walk: StreamWalk,
-    shared: &'a Shared,
-}
-
-impl Load<'_> {
-    /// Reads the stream to its end; answers the state the guest was in.
-    async fn all(&mut self, loader: &mut Loader<'_>) -> Result<RunState> {
-        let counters = self.reader.counters();
-        let mut registered = false;
-        let mut ahead = Ahead::new();
-        let mut end = InputEnd::Open;
-        loop {
-            let walked = self.walk.walk(self.reader.buffer(), end, |piece| loader.visit(&piece))?;
-            self.reader.consume(walked.consumed);
-            loader.tell_statistics();
-            self.shared.statistics.transferred.set(counters.bytes_received());
-            for ask in std::mem::take(&mut loader.asked) {
-                self.answers.ask(ask);
-            }
-            self.answers.give(self.stream).await?;
-            self.serve_window(loader, &mut registered).await?;
-            if self.walk.is_complete() || walked.at_least == 0 {
-                break;
-            }
-            let tell = |loader: &mut Loader<'_>| {
-                loader.tell_statistics();
-                self.shared.statistics.transferred.set(counters.bytes_received());
-            };
-            end = if ahead.receive(self.reader, &mut self.walk, loader, tell).await? {
-                InputEnd::Open
-            } else {
-                self.more().await?
-            };
-            if end == InputEnd::Quiet && self.walk.is_past_eof() {
-                break;
-            }
-        }
-        let state = loader.finish()?;
-        if self.hooks.active() {
-            // The guest may only be started where nobody else writes (docs/wire/rdma.md §12).
-            self.hooks.release().await?;
-        }
-        Ok(state)
-    }
-
-    /// Lets the transport bring the pages of the window that was opened.
-    async fn serve_window(&mut self, loader: &mut Loader<'_>, registered: &mut bool) -> Result<()> {
-        // A receiver without RDMA ignores the record (docs/wire/ram.md §1).
-        let Some(end) = loader.hook.take().filter(|_| self.hooks.active()) else { return Ok(()) };
-        if !std::mem::replace(registered, true) {
-            self.hooks.register(loader.hook_blocks()).await?;
-        }
-        self.hooks.serve(end, self.reader).await
-    }
-
-    /// Waits for bytes, for the end, or for a silence that the decoder may make sense of: where no VMDESCRIPTION comes,
-    /// nothing else tells that a device section was the last.
-    async fn more(&mut self) -> Result<InputEnd> {
-        match tokio::time::timeout(QUIET, self.reader.fill()).await {
-            Ok(Ok(0)) => Ok(InputEnd::Closed),
-            Ok(got) => got.map(|_| InputEnd::Open).map_err(Into::into),
-            Err(_) => Ok(InputEnd::Quiet),
         }
     }
 }

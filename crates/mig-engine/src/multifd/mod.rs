@@ -18,6 +18,7 @@
 mod info;
 pub(crate) mod lane;
 mod packer;
+pub(crate) mod receive;
 pub(crate) mod send;
 
 pub use self::info::{CompressionInfo, MultifdInfo};

@@ -1,8 +1,8 @@
-//! Memory that a transport brings beside the stream, and what becomes of it in a stored one.
+//! Memory that a transport or data channels bring beside the stream, and what becomes of it in a stored one.
 //!
 //! ```text
 //!   START  block list          kept; the blocks are made and registered
-//!   PART   HOOK, pages         windows are served; records about pages go into memory, none is kept
+//!   PART   HOOK, FLUSH, pages  windows are served; records about pages go into memory, none is kept
 //!   END    HOOK, pages, EOS    the same; then every page is written once, before EOS
 //!   devices                    kept
 //! ```
@@ -10,12 +10,18 @@
 //! So the stored stream has each page once, after it last changed, and no trace of the transport. Zero pages are written
 //! too: whoever loads it may have something else there, a ROM for example.
 
+use std::sync::Arc;
+
 use mig_proto::{Event, Name, RamWord, SectionKind, encode};
-use mig_ram::{BlockInfo, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, zero_pages};
+use mig_ram::{
+    BlockInfo, GuestMemory, MAX_ZERO_PAGES, PAGE_SIZE, PlaceMechanism, PlacePolicy, Placement,
+    PlacementOptions, Warmth, zero_pages,
+};
 
 use crate::{
     error::{Error, Result},
     held::HeldMemory,
+    multifd::receive::{Layout, LayoutBlock},
     record::{counts::PageCounts, writer::SinkWriter},
     walk::Piece,
 };
@@ -24,6 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct RecordedMemory {
     held: HeldMemory,
+    layout: Option<Arc<Layout>>,
     /// The `ram` section that is being read.
     kind: Option<SectionKind>,
     /// Where the first HOOK record ends that came since this was taken.
@@ -46,6 +53,7 @@ impl RecordedMemory {
     pub(super) fn new(limit: Option<u64>) -> Self {
         Self {
             held: HeldMemory::new(limit),
+            layout: None,
             kind: None,
             hook: None,
             registered: false,
@@ -56,6 +64,26 @@ impl RecordedMemory {
 
     pub(super) fn held(&self) -> &HeldMemory {
         &self.held
+    }
+
+    /// The block list, as data channels need it, once it came.
+    pub(super) fn layout(&mut self) -> Result<Option<&Arc<Layout>>> {
+        let Some(memory) = self.held.memory().filter(|_| self.layout.is_none()) else {
+            return Ok(self.layout.as_ref());
+        };
+        // The main channel writes there too, behind the placement's back.
+        let placing = PlacementOptions {
+            policy: PlacePolicy::Only(PlaceMechanism::Plain),
+            warmth: Warmth::Warm,
+            ..PlacementOptions::default()
+        };
+        let placement = Placement::new(&**memory, placing)?;
+        let blocks = (0..memory.block_count()).filter_map(|local| {
+            let block = memory.block(local)?;
+            Some(LayoutBlock { name: (*block.idstr).into(), local, length: block.used_length })
+        });
+        let blocks = blocks.collect();
+        Ok(Some(self.layout.insert(Arc::new(Layout { placement, blocks }))))
     }
 
     /// Whether the pages are to be written now.

@@ -1,6 +1,6 @@
 //! Drives a recording.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use mig_proto::{Event, Options, UnknownIterables, state::DestinationEvent};
 use mig_ram::PAGE_SIZE;
@@ -8,12 +8,13 @@ use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
 use crate::{
-    accept::accept_main,
+    accept::Acceptor,
     answers::{Answers, drain},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
-    parameters::{Deadlines, Parameters},
+    multifd::receive::{Beside, DataChannels},
+    parameters::{Deadlines, MultifdOptions, Parameters},
     record::{
         counts::PageCounts, keeper::Keeper, memory::RecordedMemory, sink::StreamSink,
         writer::SinkWriter,
@@ -28,6 +29,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const CUT_DESCRIPTION: Duration = Duration::from_secs(10);
 /// How long a source that cannot be answered may take to close its end; a child has as long to exit.
 const CLOSE: Duration = Duration::from_secs(10);
+/// How long data channels may take to end after the source was told.
+const CLOSE_DATA: Duration = Duration::from_secs(2);
 /// What a failure may spend on telling the source and on cleaning up.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// The same for a cancel, which is promised to take no longer than 100 ms.
@@ -45,10 +48,12 @@ pub struct RecordOptions {
     pub deadlines: Deadlines,
     /// What the decoder is told.
     pub stream: Options,
-    /// The most guest memory that may be held, in bytes, where the transport writes into memory by itself (rdma): then
-    /// all of the guest's is held until its last page came. `None` is as much as this machine has available. Other
-    /// transports need none.
+    /// The most guest memory that may be held, in bytes, where pages do not come in the order of the stream: over a
+    /// transport that writes into memory by itself (rdma), and over data channels. Then all of the guest's is held until
+    /// its last page came. `None` is as much as this machine has available. Others need none.
     pub max_guest_memory: Option<u64>,
+    /// Expect pages over data channels (capability `multifd` of the source); they become records of the one stream.
+    pub multifd: Option<MultifdOptions>,
 }
 
 impl Default for RecordOptions {
@@ -62,6 +67,7 @@ impl Default for RecordOptions {
             deadlines: Deadlines::default(),
             stream,
             max_guest_memory: None,
+            multifd: None,
         }
     }
 }
@@ -71,8 +77,8 @@ impl RecordOptions {
         let bytes = self.stream.target_page_size.bytes();
         if bytes as usize != PAGE_SIZE {
             return Err(Error::misuse(format!(
-                "pages of {bytes} bytes over a transport that writes into memory by itself: only pages of {PAGE_SIZE} \
-                 bytes can be held"
+                "pages of {bytes} bytes over data channels or a transport that writes into memory by itself: only \
+                 pages of {PAGE_SIZE} bytes can be held"
             )));
         }
         Ok(RecordedMemory::new(self.max_guest_memory))
@@ -136,7 +142,7 @@ impl Recorder {
         sink: Box<dyn StreamSink>,
         observer: Option<&mut dyn EventObserver>,
     ) -> Result<Recorded> {
-        let shared = std::sync::Arc::clone(self.handle.shared());
+        let shared = Arc::clone(self.handle.shared());
         let outcome = self.run_inner(&shared, listener, sink, observer).await;
         match outcome {
             Ok(recorded) => {
@@ -153,7 +159,7 @@ impl Recorder {
 
     async fn run_inner(
         self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         listener: &mut dyn Listener,
         sink: Box<dyn StreamSink>,
         observer: Option<&mut dyn EventObserver>,
@@ -161,18 +167,24 @@ impl Recorder {
         shared.begin(Vec::new());
         shared.destination_event(DestinationEvent::Listen)?;
         shared.listening(listener.local_addresses());
+        let multifd = self.options.multifd.as_ref();
+        let mut data =
+            multifd.map(|options| DataChannels::new(options, None, shared)).transpose()?;
+        let mut acceptor = Acceptor::new(listener, &self.options.deadlines);
         let accepted = tokio::select! {
-            accepted = accept_main(listener, &self.options.deadlines) => accepted,
+            accepted = acceptor.main(&mut data) => accepted,
             () = shared.cancelled() => Err(Error::cancelled()),
         };
         let (mut stream, reader) = accepted.map_err(|error| error.during("setup"))?;
         shared.destination_event(DestinationEvent::Connected)?;
         let channel = stream.endpoint().to_string();
+        let idle = stream.idle();
         let hooks = Hooks::of(&mut stream);
-        let memory = match hooks.active() {
+        let memory = match hooks.active() || data.is_some() {
             true => Some(self.options.memory()?),
             false => None,
         };
+        let hub = data.as_ref().map(|data| Arc::clone(data.hub()));
         let mut session = Session {
             answers: Answers::new(self.options.return_path, self.options.switchover_ack),
             stream,
@@ -182,17 +194,28 @@ impl Recorder {
             pages: PageCounts::default(),
             hooks,
             memory,
+            data: hub.as_ref().map(|hub| Beside::new(hub, idle)),
             sink: SinkWriter::start(sink)?,
             observer,
             shared,
         };
         let received = tokio::select! {
-            received = session.receive() => received,
+            received = session.receive_beside(&mut data, &mut acceptor) => received,
             () = shared.cancelled() => Err(Error::cancelled()),
         };
         match received {
-            Ok(()) => session.conclude().await,
+            Ok(()) => {
+                let concluded = session.conclude().await;
+                if let Some(hub) = &hub {
+                    let ended = tokio::time::timeout(CLOSE_DATA, hub.all_ended()).await;
+                    tracing::debug!(ended = ended.is_ok(), "data channels");
+                }
+                concluded
+            }
             Err(error) => {
+                if let Some(hub) = &hub {
+                    hub.stop();
+                }
                 let error = error.during("active").on(channel);
                 session.give_up(error.blame() == Blame::Cancelled).await;
                 Err(error)
@@ -210,14 +233,38 @@ struct Session<'a, 'o> {
     keeper: Keeper,
     pages: PageCounts,
     hooks: Hooks,
-    /// Where a transport with hooks writes.
+    /// Where data channels and a transport with hooks write.
     memory: Option<RecordedMemory>,
+    /// Where data channels bring the pages.
+    data: Option<Beside>,
     sink: SinkWriter,
     observer: Option<&'o mut (dyn EventObserver + 'o)>,
     shared: &'a Shared,
 }
 
 impl Session<'_, '_> {
+    /// Receives everything, over data channels too.
+    async fn receive_beside(
+        &mut self,
+        data: &mut Option<DataChannels>,
+        acceptor: &mut Acceptor<'_>,
+    ) -> Result<()> {
+        let Some(data) = data else { return self.receive().await };
+        if self.hooks.active() {
+            return Err(Error::misuse(
+                "multifd over a transport that brings memory by itself, on one channel: turn multifd off at both ends",
+            ));
+        }
+        data.start().await?;
+        let hub = Arc::clone(data.hub());
+        tokio::select! {
+            biased;
+            failed = hub.failure() => Err(failed),
+            received = self.receive() => received.map_err(|error| hub.explain(error)),
+            error = acceptor.attend(data) => Err(error),
+        }
+    }
+
     /// Receives everything and makes it durable; after that only the name is missing.
     async fn receive(&mut self) -> Result<()> {
         let mut end = InputEnd::Open;
@@ -225,12 +272,19 @@ impl Session<'_, '_> {
             let at_least = self.take(end)?;
             self.answers.give(&mut self.stream).await?;
             self.serve_window().await?;
+            let marked = self.pass_mark().await?;
             self.write_memory().await?;
             self.sink.pass_on().await?;
+            if marked {
+                continue;
+            }
             if at_least == 0 || self.walk.is_complete() {
                 break;
             }
             end = self.more(end).await?;
+        }
+        if let Some(data) = &self.data {
+            data.check_closed()?;
         }
         if self.hooks.active() {
             self.hooks.release().await?;
@@ -255,10 +309,17 @@ impl Session<'_, '_> {
 
     /// Decodes what is buffered and keeps what is to be kept.
     fn take(&mut self, end: InputEnd) -> Result<usize> {
-        let Self { reader, walk, keeper, answers, sink, pages, observer, shared, memory, .. } =
-            self;
-        let walked = walk.walk::<Error>(reader.buffer(), end, |piece| {
+        let Self {
+            reader, walk, keeper, answers, sink, pages, observer, shared, memory, data, ..
+        } = self;
+        let walked = walk.walk_while::<Error>(reader.buffer(), end, |piece| {
+            let mut go_on = true;
             if let Some(event) = &piece.event {
+                if let Some(data) = data {
+                    go_on = data.note(event);
+                    // Of a source that looks for zero pages on its main thread.
+                    shared.statistics.duplicate.add(u64::from(matches!(event, Event::Zero(_))));
+                }
                 // Pages that are held are counted when they are written.
                 if memory.is_none() {
                     pages.count(event);
@@ -276,12 +337,12 @@ impl Session<'_, '_> {
             let keep = match memory {
                 None => sink.chunk(),
                 Some(memory) => match (memory.take(&piece)?, memory.is_due()) {
-                    (false, _) => return Ok(()),
+                    (false, _) => return Ok(go_on),
                     (true, true) => &mut memory.behind,
                     (true, false) => sink.chunk(),
                 },
             };
-            keeper.handle(&piece, keep, |question| answers.ask(question))
+            keeper.handle(&piece, keep, |question| answers.ask(question)).map(|()| go_on)
         })?;
         reader.consume(walked.consumed);
         self.publish();
@@ -289,6 +350,10 @@ impl Session<'_, '_> {
     }
 
     fn publish(&self) {
+        if self.data.is_some() {
+            // Data channels count their own pages.
+            return self.shared.statistics.received(self.reader.position());
+        }
         publish(self.shared, self.reader.position(), &self.pages, self.memory.is_some());
     }
 
@@ -302,15 +367,30 @@ impl Session<'_, '_> {
         self.hooks.serve(end, &self.reader).await
     }
 
+    /// Waits for the data channels, if main came to a mark; answers whether it did.
+    async fn pass_mark(&mut self) -> Result<bool> {
+        let (Some(data), Some(memory)) = (&mut self.data, &mut self.memory) else {
+            return Ok(false);
+        };
+        let Some(stop) = data.take_due() else { return Ok(false) };
+        data.tell_layout(memory.layout()?);
+        data.pass(stop, &mut self.reader).await?;
+        Ok(true)
+    }
+
     /// Writes the pages that were held, where they belong.
     async fn write_memory(&mut self) -> Result<()> {
         let Some(memory) = self.memory.as_mut().filter(|memory| memory.is_due()) else {
             return Ok(());
         };
         let (shared, received) = (self.shared, self.reader.position());
-        memory
-            .write(&mut self.sink, &mut self.pages, |pages| publish(shared, received, pages, true))
-            .await
+        let beside = self.data.is_none();
+        let tell = |pages: &PageCounts| {
+            if beside {
+                publish(shared, received, pages, true);
+            }
+        };
+        memory.write(&mut self.sink, &mut self.pages, tell).await
     }
 
     /// Waits for bytes, for the end, or for silence that means something.

@@ -1,0 +1,351 @@
+//! Where the main channel and the data channels of a destination meet.
+//!
+//! ```text
+//!   data channel k:  pages … SYNC ── delivered += 1 ──┐                ┌── released? ── pages …
+//!                                                     ▼                │
+//!   main:                          mark: everybody delivered so many? ─┴─▶ released += 1
+//! ```
+//!
+//! One small state that all threads watch; nothing in it is touched more often than once a channel and round. Marks and
+//! SYNCs are counted, so it does not matter which comes first, and a SYNC without a mark hurts nobody: its channel waits
+//! until main says that memory is closed.
+//!
+//! The first failure of any channel is kept, wakes everybody, and ends the migration.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use mig_transport::Blame;
+use tokio::sync::watch;
+
+use super::layout::Layout;
+use crate::error::{Error, Result};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    state: watch::Sender<State>,
+    failure: Mutex<Option<Error>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By channel number; as many as are expected.
+    channels: Vec<Progress>,
+    layout: Option<Arc<Layout>>,
+    /// Marks that were passed.
+    released: u64,
+    /// Main waits at a mark.
+    at_mark: bool,
+    /// SWITCHOVER_START came.
+    switchover: bool,
+    /// The last section of `ram` began: there may be no further mark.
+    end_began: bool,
+    /// Nothing more may land, but for what channels have begun.
+    closed: bool,
+    failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    here: bool,
+    /// SYNCs that came.
+    delivered: u64,
+    /// Pages came since the last of them.
+    unsynced: bool,
+    ended: bool,
+}
+
+impl Hub {
+    /// Expects `channels` channels.
+    pub(super) fn new(channels: u8) -> Self {
+        let channels = vec![Progress::default(); usize::from(channels)];
+        Self {
+            state: watch::Sender::new(State { channels, ..State::default() }),
+            failure: Mutex::default(),
+        }
+    }
+
+    /// How many channels there are to be.
+    pub(crate) fn expected(&self) -> usize {
+        self.state.borrow().channels.len()
+    }
+
+    /// How many have come.
+    pub(crate) fn arrived(&self) -> usize {
+        self.state.borrow().channels.iter().filter(|channel| channel.here).count()
+    }
+
+    /// A channel came, or went before anything began.
+    pub(super) fn set_here(&self, id: u8, here: bool) {
+        self.change(id, |channel| channel.here = here);
+    }
+
+    pub(super) fn is_here(&self, id: u8) -> bool {
+        self.state.borrow().channels.get(usize::from(id)).is_some_and(|channel| channel.here)
+    }
+
+    // What main says.
+
+    /// The block list came: pages can land.
+    pub(crate) fn set_layout(&self, layout: &Arc<Layout>) {
+        self.state.send_if_modified(|state| {
+            let new = state.layout.is_none();
+            state.layout.get_or_insert_with(|| Arc::clone(layout));
+            new
+        });
+    }
+
+    pub(super) fn switchover_began(&self) {
+        self.state.send_modify(|state| state.switchover = true);
+    }
+
+    pub(super) fn end_began(&self) {
+        self.state.send_modify(|state| state.end_began = true);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.borrow().closed
+    }
+
+    /// Passes the next mark: waits until each channel delivered its SYNC, then lets all go on.
+    ///
+    /// # Errors
+    ///
+    /// A channel ended without it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the mark is not passed.
+    pub(crate) async fn pass_mark(&self) -> Result<()> {
+        let mut watching = self.state.subscribe();
+        self.state.send_modify(|state| state.at_mark = true);
+        let passed = {
+            // The sender is in `self`.
+            let state = watching.wait_for(|state| state.mark_is_due().is_some()).await;
+            state.ok().and_then(|state| state.mark_is_due()).unwrap_or(Ok(()))
+        };
+        self.state.send_modify(|state| {
+            state.at_mark = false;
+            state.released += u64::from(passed.is_ok());
+        });
+        passed.map_err(|id| {
+            Error::peer_misbehaved(format!(
+                "data channel {id} ended, and the main channel goes on: its pages since the last synchronisation may \
+                 be missing"
+            ))
+        })
+    }
+
+    /// Closes memory behind the last mark: waits for channels that have pages which no SYNC followed, then nothing may
+    /// land any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn close(&self) {
+        let mut watching = self.state.subscribe();
+        self.state.send_modify(|state| state.closed = true);
+        let _state = watching
+            .wait_for(|state| {
+                state.channels.iter().all(|channel| !channel.unsynced || channel.ended)
+            })
+            .await;
+    }
+
+    /// Waits until all channels have ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn all_ended(&self) {
+        let mut watching = self.state.subscribe();
+        let over = |state: &State| {
+            state.failed || state.channels.iter().all(|channel| channel.ended || !channel.here)
+        };
+        let _state = watching.wait_for(over).await;
+    }
+
+    // What channels say.
+
+    /// Waits for the block list.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn layout(&self) -> Result<Arc<Layout>> {
+        let mut watching = self.state.subscribe();
+        let state = watching.wait_for(|state| state.layout.is_some()).await;
+        state.ok().and_then(|state| state.layout.clone()).ok_or_else(Error::cancelled)
+    }
+
+    /// Waits until device state may come; false if it may not: the last section of `ram` began without SWITCHOVER_START.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn switchover(&self) -> bool {
+        let mut watching = self.state.subscribe();
+        let known = watching.wait_for(|state| state.switchover || state.end_began).await;
+        known.is_ok_and(|state| state.switchover)
+    }
+
+    /// Pages are about to land, the first since the last SYNC.
+    pub(super) fn begin_pages(&self, id: u8) -> Result<()> {
+        let mut late = false;
+        self.state.send_if_modified(|state| {
+            late = state.closed;
+            if let Some(channel) = state.channels.get_mut(usize::from(id)).filter(|_| !late) {
+                channel.unsynced = true;
+            }
+            // Nobody waits for this.
+            false
+        });
+        if late {
+            return Err(Error::peer_misbehaved("pages after the last section of ram had ended"));
+        }
+        Ok(())
+    }
+
+    /// A SYNC came, and everything before it is in memory. Waits until all channels have theirs and main passed the mark,
+    /// or until no mark can come.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the SYNC is delivered.
+    pub(super) async fn synchronise(&self, id: u8) {
+        let mut mine = 0;
+        let mut watching = self.state.subscribe();
+        self.change(id, |channel| {
+            channel.delivered += 1;
+            channel.unsynced = false;
+            mine = channel.delivered;
+        });
+        let _state = watching.wait_for(|state| state.released >= mine || state.closed).await;
+    }
+
+    /// The channel ended between two packets, and everything is in memory.
+    pub(super) fn end(&self, id: u8) -> Result<()> {
+        let mut early = false;
+        self.state.send_modify(|state| {
+            early = !state.end_began;
+            if let Some(channel) = state.channels.get_mut(usize::from(id)) {
+                channel.ended = true;
+            }
+        });
+        if early {
+            return Err(Error::peer_misbehaved(
+                "it ended before the last section of ram: the source is gone, or gave up",
+            ));
+        }
+        Ok(())
+    }
+
+    // Failing.
+
+    /// Something broke: the first failure is kept, and everybody stops.
+    pub(crate) fn fail(&self, error: Error) {
+        {
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            let already = self.state.borrow().failed;
+            if already {
+                tracing::debug!(%error, "after the first failure");
+            } else {
+                failure.get_or_insert(error);
+            }
+        }
+        self.stop();
+    }
+
+    /// Everybody stops; nothing is wrong with the channels.
+    pub(crate) fn stop(&self) {
+        self.state.send_modify(|state| state.failed = true);
+    }
+
+    /// Waits until everybody has to stop.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn stopped(&self) {
+        let mut watching = self.state.subscribe();
+        let _state = watching.wait_for(|state| state.failed).await;
+    }
+
+    /// Waits for the first failure of a channel.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe until it answers: the failure is handed out once.
+    pub(crate) async fn failure(&self) -> Error {
+        self.stopped().await;
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.explain(failure.unwrap_or_else(Error::cancelled))
+    }
+
+    /// Adds to a wait that was too long what was being waited for.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let state = self.state.borrow();
+        match state.missing() {
+            Some(missing) if error.blame() == Blame::Deadline && state.at_mark => {
+                error.noting(format!("the main channel waits for the data channels: {missing}"))
+            }
+            _ => error,
+        }
+    }
+
+    fn change(&self, id: u8, change: impl FnOnce(&mut Progress)) {
+        self.state.send_modify(|state| {
+            if let Some(channel) = state.channels.get_mut(usize::from(id)) {
+                change(channel);
+            }
+        });
+    }
+}
+
+impl State {
+    /// Whether the next mark can be passed, or the channel because of which it never can.
+    fn mark_is_due(&self) -> Option<Result<(), usize>> {
+        let mut all = true;
+        for (id, channel) in self.channels.iter().enumerate() {
+            if channel.delivered <= self.released {
+                if channel.ended {
+                    return Some(Err(id));
+                }
+                all = false;
+            }
+        }
+        all.then_some(Ok(()))
+    }
+
+    /// Who keeps the next mark waiting, in words.
+    fn missing(&self) -> Option<String> {
+        let late: Vec<_> = (0..)
+            .zip(&self.channels)
+            .filter(|(_, channel)| channel.delivered <= self.released)
+            .collect();
+        let absent = late.iter().filter(|(_, channel)| !channel.here).count();
+        let mut words = String::new();
+        if absent > 0 {
+            let all = self.channels.len();
+            // Writing to a string cannot fail.
+            let _written = write!(words, "{} of {all} have come", all - absent);
+        }
+        let mut list = |what: &str, here: bool| {
+            let ids: Vec<String> = late
+                .iter()
+                .filter(|(_, channel)| channel.here == here)
+                .map(|(id, _): &(usize, _)| id.to_string())
+                .collect();
+            if !ids.is_empty() {
+                let comma = if words.is_empty() { "" } else { ", " };
+                let _written = write!(words, "{comma}{what} {}", ids.join(", "));
+            }
+        };
+        list("not connected:", false);
+        list("no SYNC from", true);
+        (!words.is_empty()).then_some(words)
+    }
+}
