@@ -36,7 +36,7 @@ pub use crate::{
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest, GuestError},
     handle::{Event, MigrationHandle},
-    multifd::{CompressionInfo, MultifdInfo},
+    multifd::{AutoChannels, CompressionInfo, MultifdInfo},
     parameters::{
         Capabilities, Deadlines, MultifdCompression, MultifdOptions, Parameters, ZeroPageDetection,
     },

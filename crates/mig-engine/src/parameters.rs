@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::multifd::AutoChannels;
+
 /// What a migration is asked to do and to keep to. All of it may be read at any time; the fields marked *live* may be
 /// changed while it runs, through [`MigrationHandle::set_parameters`](crate::MigrationHandle::set_parameters).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +21,9 @@ pub struct Parameters {
     pub avail_switchover_bandwidth: u64,
     /// Data channels beside the main one, 1 to 255, the same at both ends; QEMU's default of 2.
     pub multifd_channels: u8,
+    /// A source finds the number of data channels by itself: one more for as long as one more brings something. Only a
+    /// destination of our own that was told so takes any number; towards others it is QEMU's default.
+    pub multifd_auto: Option<AutoChannels>,
     /// How the pages of the data channels are compressed, the same at both ends.
     pub multifd_compression: MultifdCompression,
     /// zlib's level, 0 to 9; `None`, our default, chooses it by a sample of the guest's memory (QEMU's default is 1).
@@ -51,7 +56,8 @@ impl Default for Parameters {
             max_bandwidth: 0,
             downtime_limit: 300,
             avail_switchover_bandwidth: 0,
-            multifd_channels: 2,
+            multifd_channels: Self::QEMU_MULTIFD_CHANNELS,
+            multifd_auto: None,
             multifd_compression: MultifdCompression::None,
             multifd_zlib_level: None,
             multifd_zstd_level: None,
@@ -164,6 +170,9 @@ impl Default for Deadlines {
 }
 
 impl Parameters {
+    /// What QEMU takes where nothing else is said.
+    pub const QEMU_MULTIFD_CHANNELS: u8 = 2;
+
     /// QEMU's defaults of release 10, for those who want to compare like with like.
     pub fn qemu() -> Self {
         Self { max_bandwidth: 134_217_728, ..Self::default() }

@@ -30,6 +30,7 @@ pub mod globalstate;
 pub mod multifd;
 mod name;
 mod options;
+pub mod peer;
 mod ram;
 mod reader;
 pub mod return_path;

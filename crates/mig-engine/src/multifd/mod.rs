@@ -15,11 +15,18 @@
 //!
 //! A channel that fails ends the migration: its lane's result says why, all others are stopped, nobody waits for it.
 
+mod growth;
 mod info;
 pub(crate) mod lane;
 mod packer;
 pub(crate) mod receive;
 pub(crate) mod send;
 
-pub use self::info::{CompressionInfo, MultifdInfo};
-pub(crate) use self::send::SendChannels;
+pub use self::{
+    growth::AutoChannels,
+    info::{CompressionInfo, MultifdInfo},
+};
+pub(crate) use self::{
+    growth::{Growth, Trial},
+    send::SendChannels,
+};

@@ -34,12 +34,14 @@ use mig_proto::{
     Command, Configuration, Name, RamWord, SectionHeader, SectionKind, encode,
     globalstate::{GlobalState, RunState},
     multifd::{Dialect, SyncMode},
+    peer::MAY_CHANNELS_CHANGE,
     return_path::{BlockName, SourceBlock},
     state::{MigrationStatus, SourceEvent},
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
 use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
 use mig_transport::{Connector, WindowReason};
+use tokio::sync::watch;
 
 pub(crate) use self::return_path::{ReturnPath, Verdict};
 use self::{
@@ -287,6 +289,8 @@ impl Source {
             out: stream.writer()?,
             hooks,
             data,
+            growth: None,
+            may_grow: back.as_ref().map(ReturnPath::channels_may_change),
             connector,
             sync: dialect.sync,
             ram: &mut ram,
@@ -485,6 +489,10 @@ struct Job<'a> {
     hooks: Hooks,
     /// The channels that carry pages in the place of the main one.
     data: Option<SendChannels>,
+    /// Whether there are to be more of them.
+    growth: Option<beside::Growing>,
+    /// What the destination says to that.
+    may_grow: Option<watch::Receiver<Option<bool>>>,
     connector: &'a dyn Connector,
     sync: SyncMode,
     ram: &'a mut RamSource,
@@ -524,6 +532,9 @@ impl Job<'_> {
         if self.return_path {
             encode::command(&mut head, &Command::OpenReturnPath);
             encode::command(&mut head, &Command::Ping(1));
+            if self.data.is_some() && self.shared.parameters().multifd_auto.is_some() {
+                encode::command(&mut head, &Command::Ping(MAY_CHANNELS_CHANGE));
+            }
         }
         encode::section(&mut head, &ram_section(SectionKind::Start));
         self.ram.encode_block_list(&mut head);
@@ -568,6 +579,7 @@ impl Job<'_> {
                 if !more {
                     break;
                 }
+                self.grow().await?;
             }
             let dirtied = self.ram.sync()?;
             let sent = self.bytes_out();

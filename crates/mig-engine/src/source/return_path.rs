@@ -1,8 +1,11 @@
 //! The source's ear: reads what the destination says until its verdict.
 
-use mig_proto::return_path::{ReturnPathDecoder, SourceBlock, SourceEvent, SourceReturnPath};
+use mig_proto::{
+    peer::{CHANNELS_MAY_CHANGE, MAY_CHANNELS_CHANGE},
+    return_path::{ReturnPathDecoder, SourceBlock, SourceEvent, SourceReturnPath},
+};
 use mig_stream::StreamReader;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, Result};
 
@@ -24,6 +27,7 @@ pub(crate) struct ReturnPath {
     decoder: ReturnPathDecoder,
     rules: SourceReturnPath,
     pub(crate) switchover_ack: Notify,
+    peer: watch::Sender<Option<bool>>,
 }
 
 impl ReturnPath {
@@ -34,7 +38,18 @@ impl ReturnPath {
     ) -> Result<Self> {
         let rules = SourceReturnPath::new(blocks, page_size)
             .map_err(|error| Error::misuse(error.to_string()))?;
-        Ok(Self { reader, decoder: ReturnPathDecoder::new(), rules, switchover_ack: Notify::new() })
+        Ok(Self {
+            reader,
+            decoder: ReturnPathDecoder::new(),
+            rules,
+            switchover_ack: Notify::new(),
+            peer: watch::Sender::new(None),
+        })
+    }
+
+    /// The destination's answer to whether the number of data channels may change, while it is listened to.
+    pub(crate) fn channels_may_change(&self) -> watch::Receiver<Option<bool>> {
+        self.peer.subscribe()
     }
 
     /// Reads until the destination has decided.
@@ -65,6 +80,12 @@ impl ReturnPath {
             let Some(message) = message else { continue };
             match self.rules.handle_message(message)? {
                 SourceEvent::SwitchoverAcknowledged => self.switchover_ack.notify_one(),
+                SourceEvent::Pong { value: CHANNELS_MAY_CHANGE } => {
+                    self.peer.send_replace(Some(true));
+                }
+                SourceEvent::Pong { value: MAY_CHANNELS_CHANGE } => {
+                    self.peer.send_replace(Some(false));
+                }
                 SourceEvent::PagesRequested { .. } => {
                     tracing::debug!("page requests mean nothing in precopy");
                 }

@@ -5,11 +5,15 @@
 //!                                                  └─▶ header │ compressed copy
 //! ```
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mig_proto::multifd::{Hello, Method, PACKET_PAGES, PacketPages, encode};
 use mig_ram::PAGE_SIZE;
 use mig_stream::{Stream, StreamWriter};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
 use super::{Common, Order};
@@ -29,6 +33,7 @@ struct SendChannel {
     batch: Batch,
     pages: PacketPages,
     head: Vec<u8>,
+    cpu: ThreadClock,
 }
 
 /// Says hello, and carries out orders until there are no more.
@@ -55,6 +60,7 @@ pub(super) async fn serve(
         batch: Batch::default(),
         pages: PacketPages::new(),
         head: Vec::new(),
+        cpu: ThreadClock::default(),
     };
     while let Some(order) = orders.recv().await {
         match order {
@@ -74,6 +80,7 @@ impl SendChannel {
         self.out.set_urgent(common.is_urgent());
         while !common.is_held() && common.pages.take_batch(&mut self.batch, PACKET_PAGES) {
             self.send_batch(&common.pages.blocks()[self.batch.block]).await?;
+            common.add_cpu(self.cpu.more());
         }
         Ok(())
     }
@@ -151,6 +158,23 @@ impl SendChannel {
             }
         }
         Ok(out.flush().await?)
+    }
+}
+
+/// The processor time of the thread that asks.
+#[derive(Debug, Default)]
+struct ThreadClock(Duration);
+
+impl ThreadClock {
+    /// How much it is since the last question.
+    fn more(&mut self) -> Duration {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        // A time since the thread began: neither part is negative.
+        let now = Duration::new(
+            u64::try_from(now.tv_sec).unwrap_or(0),
+            u32::try_from(now.tv_nsec).unwrap_or(0),
+        );
+        now.saturating_sub(std::mem::replace(&mut self.0, now))
     }
 }
 

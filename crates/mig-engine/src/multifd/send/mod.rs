@@ -20,6 +20,7 @@ use std::{
     },
     task::Poll,
     thread,
+    time::Duration,
 };
 
 use mig_compress::{Observed, judge};
@@ -51,6 +52,8 @@ pub(super) struct Common {
     pub(super) zeros: ZeroPageDetection,
     pub(super) packing: Packing,
     pub(super) uuid: [u8; 16],
+    /// Nanoseconds of processor time of all lanes.
+    cpu: AtomicU64,
     /// What compressing cost all channels.
     spent: Mutex<Spent>,
     /// Packets sent on all channels, SYNC included.
@@ -64,6 +67,11 @@ pub(super) struct Common {
 impl Common {
     pub(super) fn next_packet(&self) -> u64 {
         self.packets.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn add_cpu(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.cpu.fetch_add(nanos, Ordering::Relaxed);
     }
 
     pub(super) fn add_spent(&self, spent: &Spent) {
@@ -100,6 +108,10 @@ pub(crate) struct SendChannels {
     tell: mpsc::UnboundedSender<()>,
     /// Lanes that have not carried out the last order.
     busy: usize,
+    /// That was to send pages.
+    passing: bool,
+    /// Why there are so many, where nobody said how many.
+    chosen: Option<String>,
 }
 
 struct SendLane {
@@ -141,16 +153,26 @@ impl SendChannels {
             zeros,
             packing,
             uuid: uuid.unwrap_or_default(),
+            cpu: AtomicU64::new(0),
             spent: Mutex::default(),
             packets: AtomicU64::new(0),
             held: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
         });
         let (tell, done) = mpsc::unbounded_channel();
-        Ok(Self { lanes: Vec::new(), common, options, done, tell, busy: 0 })
+        Ok(Self {
+            lanes: Vec::new(),
+            common,
+            options,
+            done,
+            tell,
+            busy: 0,
+            passing: false,
+            chosen: None,
+        })
     }
 
-    /// Opens one more; it is idle.
+    /// Opens one more. It takes part in the pass that is under way.
     ///
     /// # Cancel safety
     ///
@@ -171,8 +193,28 @@ impl SendChannels {
         let lane = Lane::spawn(format!("mig-send-{id}"), move || {
             serve(id, stream, out, common, ordered, tell)
         })?;
+        if self.passing && self.busy > 0 {
+            // There is room for its first order.
+            let _gone = orders.try_send(Order::Pass);
+            self.busy += 1;
+        }
         self.lanes.push(SendLane { lane, orders, counters, name });
         Ok(())
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Processor time that their threads took.
+    pub(crate) fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.common.cpu.load(Ordering::Relaxed))
+    }
+
+    /// Notes why there are so many.
+    pub(crate) fn chosen(&mut self, why: String) {
+        self.chosen = Some(why);
     }
 
     /// Bytes that all of them have sent.
@@ -184,7 +226,7 @@ impl SendChannels {
     pub(crate) fn info(&self) -> MultifdInfo {
         MultifdInfo {
             channels: self.lanes.len(),
-            channels_chosen: None,
+            channels_chosen: self.chosen.clone(),
             compression: self.compression(),
         }
     }
@@ -289,6 +331,7 @@ impl SendChannels {
 
     fn order(&mut self, order: Order) {
         debug_assert_eq!(self.busy, 0, "{order:?} while another order is carried out");
+        self.passing = order == Order::Pass;
         for lane in &mut self.lanes {
             // There is room, for the last one was carried out; or the lane is gone, which its result tells.
             let _gone = lane.orders.try_send(order);
