@@ -395,15 +395,16 @@ impl Session<'_, '_> {
 
     /// Waits for bytes, for the end, or for silence that means something.
     async fn more(&mut self, last: InputEnd) -> Result<InputEnd> {
+        let wanted = self.sink.wanted();
         let patience = if self.walk.is_in_description() {
             CUT_DESCRIPTION
         } else if self.walk.is_past_eof() || last == InputEnd::Open {
             QUIET
         } else {
             // The decoder was told and still wants more; now only the idle deadline counts.
-            return Ok(ended(self.reader.fill().await?));
+            return Ok(ended(self.reader.fill_at_most(wanted).await?));
         };
-        match tokio::time::timeout(patience, self.reader.fill()).await {
+        match tokio::time::timeout(patience, self.reader.fill_at_most(wanted)).await {
             Ok(filled) => Ok(ended(filled?)),
             Err(_elapsed) if self.walk.is_past_eof() => Ok(InputEnd::Closed),
             Err(_elapsed) => Ok(InputEnd::Quiet),

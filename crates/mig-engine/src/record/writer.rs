@@ -1,7 +1,7 @@
 //! The thread that writes: a slow disk blocks it and nothing else.
 //!
 //! ```text
-//!   driver ── full chunks (at most 4, of 1 to 2 MiB) ──▶ thread ──▶ StreamSink
+//!   driver ── full chunks (at most 4, of about 1 MiB) ──▶ thread ──▶ StreamSink
 //!          ◀── empty chunks ───────────────────────────
 //! ```
 //!
@@ -21,8 +21,14 @@ use crate::{
 /// A chunk is passed on when it has this many bytes. Larger ones bring nothing, and four of them hide a hiccup of 4 ms
 /// of a disk of 1 GiB/s.
 const CHUNK_BYTES: usize = 1 << 20;
-/// What one look into the reader's buffer can add to that.
-const SLACK_BYTES: usize = 1 << 20;
+/// The least that is read at once, however little a chunk lacks: calls for less would cost more than they bring.
+const LEAST_READ_BYTES: usize = 64 << 10;
+/// The most that is read at once: as fast as 1 MiB, and the reader's buffer, of which only that much is ever touched,
+/// stays in the processor's cache.
+const MOST_READ_BYTES: usize = 256 << 10;
+/// What one look into the reader's buffer can add to a chunk that is nearly full: the least read, and what the decoder
+/// left there because it wanted more. Whatever exceeds that makes the chunk grow.
+const SLACK_BYTES: usize = 4 * LEAST_READ_BYTES;
 const CHUNKS: usize = 4;
 
 enum Order {
@@ -78,6 +84,12 @@ impl SinkWriter {
             self.current.reserve_exact(CHUNK_BYTES + SLACK_BYTES);
         }
         &mut self.current
+    }
+
+    /// How many bytes to read before [`pass_on`](Self::pass_on): what the chunk lacks, within bounds. Without them every
+    /// buffer would in time have touched as much memory as the largest read ever brought.
+    pub(super) fn wanted(&self) -> usize {
+        CHUNK_BYTES.saturating_sub(self.current.len()).clamp(LEAST_READ_BYTES, MOST_READ_BYTES)
     }
 
     /// Passes the chunk on once it is worth it; waits while all chunks are in flight.
