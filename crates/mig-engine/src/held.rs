@@ -11,14 +11,13 @@
 use std::sync::Arc;
 
 use mig_compress::PageInflater;
-use mig_proto::{BlockEntry, BlockId, Event};
+use mig_proto::{BlockEntry, BlockId, Event, xbzrle};
 use mig_ram::{GuestMemory, PAGE_SIZE, RamBlock, RamBlocks};
 use mig_transport::{Blame, RamBlockInfo, Region};
 
 use crate::{
     destination::encoded::{not_a_delta, not_a_page},
     error::{Error, Result},
-    xbzrle,
 };
 
 /// See the module.
@@ -89,7 +88,7 @@ impl HeldMemory {
                 let mut bytes = [0; PAGE_SIZE];
                 region.copy_out_at(at, &mut bytes).map_err(outside)?;
                 xbzrle::apply(&mut bytes, delta.as_bytes())
-                    .map_err(|broken| not_a_delta(broken, page, position))?;
+                    .map_err(|broken| not_a_delta(&broken, page, position))?;
                 region.copy_in_at(at, &bytes).map_err(outside)?;
             }
             Event::CompressedPage { page, data } => {

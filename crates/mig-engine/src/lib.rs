@@ -27,7 +27,6 @@ mod replay;
 mod source;
 mod statistics;
 mod walk;
-mod xbzrle;
 
 pub use crate::{
     accept::MAX_CANDIDATES,

@@ -7,13 +7,10 @@
 //! ```
 
 use mig_compress::PageInflater;
-use mig_proto::{Deflated, Delta, PageRecord};
+use mig_proto::{Deflated, Delta, PageRecord, xbzrle};
 use mig_ram::{PAGE_SIZE, Placer};
 
-use crate::{
-    error::{Error, Result},
-    xbzrle,
-};
+use crate::error::{Error, Result};
 
 /// Makes pages of such records. The page in the making is kept here so that it is allocated once.
 #[derive(Debug)]
@@ -38,8 +35,8 @@ impl EncodedPages {
         position: u64,
     ) -> Result<()> {
         placer.read_page(block, record.offset, &mut self.page)?;
-        xbzrle::apply(&mut self.page, delta.as_bytes())
-            .map_err(|broken| not_a_delta(broken, record, position))?;
+        xbzrle::apply(&mut self.page[..], delta.as_bytes())
+            .map_err(|broken| not_a_delta(&broken, record, position))?;
         Ok(placer.place_page(block, record.offset, &self.page[..])?)
     }
 
@@ -61,8 +58,12 @@ impl EncodedPages {
 }
 
 /// A delta that cannot be applied.
-pub(crate) fn not_a_delta(broken: &str, record: &PageRecord<'_>, position: u64) -> Error {
-    unsound("XBZRLE delta", broken, record, position)
+pub(crate) fn not_a_delta(
+    broken: &xbzrle::BadDelta,
+    record: &PageRecord<'_>,
+    position: u64,
+) -> Error {
+    unsound("XBZRLE delta", &broken.to_string(), record, position)
 }
 
 /// Compressed bytes that are no page.

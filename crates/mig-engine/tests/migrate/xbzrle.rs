@@ -295,7 +295,7 @@ proptest! {
             move |guest: &Writes, pass: u64| {
                 for write in writes.iter().filter(|write| write.pass == pass) {
                     let bytes: Vec<u8> =
-                        (0..write.len).map(|i| write.fill.wrapping_mul(i as u8 / 8 | 1)).collect();
+                        (0..write.len).map(|i| write.fill.wrapping_mul((i as u8 / 8) | 1)).collect();
                     guest.write(write.block, write.page, write.at, &bytes);
                 }
             }

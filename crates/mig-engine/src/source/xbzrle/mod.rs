@@ -15,9 +15,8 @@
 //! sent again in the second pass is what the guest writes, and enters the cache then.
 
 mod cache;
-mod delta;
 
-use mig_proto::{Delta, RamWord, encode};
+use mig_proto::{Delta, RamWord, encode, xbzrle::Encoded};
 use mig_ram::{GuestMemory, PAGE_SIZE};
 use mig_stream::StreamWriter;
 
@@ -64,7 +63,7 @@ pub(crate) struct Xbzrle {
     /// The page as it is, as the receiver has it, and the record: here so that they are made once.
     new: Box<[u8; PAGE_SIZE]>,
     old: Box<[u8; PAGE_SIZE]>,
-    delta: Vec<u8>,
+    delta: Box<[u8; MAX_DELTA]>,
     record: Vec<u8>,
     tally: Tally,
 }
@@ -107,7 +106,7 @@ impl Xbzrle {
             used: false,
             new: Box::new([0; PAGE_SIZE]),
             old: Box::new([0; PAGE_SIZE]),
-            delta: Vec::with_capacity(PAGE_SIZE),
+            delta: Box::new([0; MAX_DELTA]),
             record: Vec::with_capacity(HEAD_BYTES + MAX_DELTA),
             tally: Tally::default(),
         };
@@ -182,14 +181,14 @@ impl Xbzrle {
         })?;
         if found.is_some() {
             self.cache.read(slot, &mut self.old);
-            match delta::encode(&self.old, &self.new, &mut self.delta, MAX_DELTA) {
-                delta::Encoded::Same => return Ok(Sent::Nothing),
-                delta::Encoded::Delta => {
+            match mig_proto::xbzrle::encode(&self.old[..], &self.new[..], &mut self.delta[..]) {
+                Encoded::Unchanged => return Ok(Sent::Nothing),
+                Encoded::Delta(len) => {
                     self.cache.write(slot, &self.new);
-                    self.put_delta(out, continued, page)?;
+                    self.put_delta(out, continued, page, len)?;
                     return Ok(Sent::Delta);
                 }
-                delta::Encoded::TooLong => self.tally.overflow += 1,
+                Encoded::Overflow => self.tally.overflow += 1,
             }
         }
         self.cache.write(slot, &self.new);
@@ -203,17 +202,18 @@ impl Xbzrle {
         out: &mut StreamWriter,
         continued: &mut encode::ContinueMemory,
         page: Page<'_>,
+        len: usize,
     ) -> Result<()> {
         let block = u32::try_from(page.block).unwrap_or(u32::MAX);
         let word = continued.word(block, RamWord::xbzrle((page.number * PAGE_SIZE) as u64));
-        let delta = Delta::new(&self.delta).expect("MAX_DELTA is less than 65536");
+        let delta = Delta::new(&self.delta[..len]).expect("MAX_DELTA is less than 65536");
         self.record.clear();
         encode::xbzrle_page(&mut self.record, word, page.name, delta);
         out.put(&self.record)?;
         self.tally.pages += 1;
         self.tally.bytes += self.record.len() as u64;
         self.tally.pass.raw += PAGE_SIZE as u64;
-        self.tally.pass.encoded += self.delta.len() as u64;
+        self.tally.pass.encoded += len as u64;
         Ok(())
     }
 
