@@ -11,7 +11,7 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -54,6 +54,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     pages_written: AtomicU64,
+    /// How much slower than asked it writes, in percent.
+    throttle: AtomicU8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,7 @@ impl SyntheticGuest {
             state: Mutex::new(State::Running),
             changed: Condvar::new(),
             pages_written: AtomicU64::new(0),
+            throttle: AtomicU8::new(0),
         });
         let writes = workload.dirty_rate > 0 && workload.working_set >= PAGE as u64;
         let writer = writes.then(|| {
@@ -93,6 +96,7 @@ impl SyntheticGuest {
                 state: Mutex::new(State::Stopped),
                 changed: Condvar::new(),
                 pages_written: AtomicU64::new(0),
+                throttle: AtomicU8::new(0),
             }),
             writer: None,
             loaded: Vec::new(),
@@ -136,6 +140,11 @@ impl Guest for SyntheticGuest {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+
+    fn throttle(&mut self, percent: u8) -> bool {
+        self.shared.throttle.store(percent.min(100), Ordering::Relaxed);
+        true
     }
 
     fn resume(&mut self) -> Result<(), GuestError> {
@@ -188,12 +197,17 @@ impl Shared {
         let mut random = Random(workload.seed | 1);
         let mut begun = Instant::now();
         let mut done = 0u64;
+        let mut throttle = 0;
         loop {
             if !self.may_write() {
                 return;
             }
-            let due =
-                (begun.elapsed().as_nanos() * u128::from(pages_per_sec) / 1_000_000_000) as u64;
+            let asked = self.throttle.load(Ordering::Relaxed);
+            if throttle != asked {
+                (throttle, begun, done) = (asked, Instant::now(), 0);
+            }
+            let rate = u128::from(pages_per_sec) * u128::from(100 - throttle);
+            let due = (begun.elapsed().as_nanos() * rate / 100_000_000_000) as u64;
             if due <= done {
                 // What it could not do while it was stopped is not made up for.
                 let mut state = self.state();
