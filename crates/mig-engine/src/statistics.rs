@@ -121,9 +121,9 @@ pub struct RamStatistics {
 pub struct XbzrleStatistics {
     /// Bytes of the cache, as large as it really is.
     pub cache_size: u64,
-    /// Bytes of XBZRLE records sent.
+    /// Bytes of XBZRLE records sent, without the word before each.
     pub bytes: u64,
-    /// XBZRLE records sent. Pages found unchanged cost no record and are in no count.
+    /// Pages sent as XBZRLE records, and those found unchanged, which cost no record.
     pub pages: u64,
     /// Pages that were looked for in the cache and not there.
     pub cache_miss: u64,

@@ -182,7 +182,10 @@ impl Xbzrle {
         if found.is_some() {
             self.cache.read(slot, &mut self.old);
             match mig_proto::xbzrle::encode(&self.old[..], &self.new[..], &mut self.delta[..]) {
-                Encoded::Unchanged => return Ok(Sent::Nothing),
+                Encoded::Unchanged => {
+                    self.tally.pages += 1;
+                    return Ok(Sent::Nothing);
+                }
                 Encoded::Delta(len) => {
                     self.cache.write(slot, &self.new);
                     self.put_delta(out, continued, page, len)?;
@@ -211,7 +214,8 @@ impl Xbzrle {
         encode::xbzrle_page(&mut self.record, word, page.name, delta);
         out.put(&self.record)?;
         self.tally.pages += 1;
-        self.tally.bytes += self.record.len() as u64;
+        // As QEMU counts: encoding, length and delta.
+        self.tally.bytes += 3 + len as u64;
         self.tally.pass.raw += PAGE_SIZE as u64;
         self.tally.pass.encoded += len as u64;
         Ok(())
