@@ -62,6 +62,10 @@ pub fn without_pages(stream: &[u8]) -> Vec<u8> {
 pub struct Tally {
     /// Records of pages in full, of zero pages, and of deltas.
     pub pages: [usize; 3],
+    /// Bytes of the deltas alone.
+    pub delta_bytes: usize,
+    /// Records of compressed pages.
+    pub compressed: usize,
     /// Commands.
     pub commands: usize,
 }
@@ -74,7 +78,11 @@ pub fn tally(what: &str, stream: &[u8]) -> Tally {
     walk(what, stream, PIECES[0], |event| match event {
         Event::Page(_) => tally.pages[0] += 1,
         Event::Zero(_) => tally.pages[1] += 1,
-        Event::Xbzrle { .. } => tally.pages[2] += 1,
+        Event::Xbzrle { delta, .. } => {
+            tally.pages[2] += 1;
+            tally.delta_bytes += delta.as_bytes().len();
+        }
+        Event::CompressedPage { .. } => tally.compressed += 1,
         Event::Command(_) => tally.commands += 1,
         _ => {}
     });

@@ -215,12 +215,12 @@ fn qemu_file_uri(binary: &Binary, direction: Direction, file: &Path) -> String {
 }
 
 /// An `exec:` whose child says on QEMU's stderr how it ended, which QEMU itself ignores.
-fn telling_its_end(words: &str) -> String {
+pub(crate) fn telling_its_end(words: &str) -> String {
     format!("exec:{words}; echo \"child ended with $?\" >&2")
 }
 
 #[track_caller]
-fn child_ended_well(qemu: &Qemu) {
+pub(crate) fn child_ended_well(qemu: &Qemu) {
     let stderr = qemu.process.stderr();
     let code = stderr.wait_for("word from the child", STEP, |line| {
         line.strip_prefix("child ended with ").map(str::to_owned)

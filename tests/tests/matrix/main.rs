@@ -7,16 +7,20 @@
 //! ```
 //! One test a cell: {installed, unpacked QEMU} × {pc, q35} × transport × {plain, return path}. Where the transport
 //! has no way back, the cell with the return path demands that both ends refuse and that the guest stays where it is.
+//! Beside the transports: streams with deltas and compressed pages, of QEMU and into it, at the library's live ends.
 //! Each cell tells its result for docs/interop.md.
 
 mod cell;
+mod encoded;
 mod link;
+mod live;
 mod piped;
 mod refused;
 
 use mig_tests::guard::guarded;
 use mig_tests::qemu::Release;
 
+use encoded::Encoding;
 use link::Transport;
 
 macro_rules! matrix {
@@ -33,6 +37,21 @@ macro_rules! matrix {
                 fd_socket: FdSocket works works;
                 fd_pipe: FdPipe works refused;
                 file: File works refused;
+            }
+
+            #[test]
+            fn deltas_from_qemu() {
+                guarded(|| encoded::from_qemu(Release::$release, $machine, Encoding::Xbzrle));
+            }
+
+            #[test]
+            fn compressed_pages_from_qemu() {
+                guarded(|| encoded::from_qemu(Release::$release, $machine, Encoding::Compress));
+            }
+
+            #[test]
+            fn deltas_into_qemu() {
+                guarded(|| encoded::into_qemu(Release::$release, $machine));
             }
 
             #[test]
