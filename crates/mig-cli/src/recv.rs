@@ -21,7 +21,7 @@ use crate::{
     failure::{Failure, Outcome},
     flags::{Duration as DurationFlag, RecvFlags},
     inspect::{self, Collector, Report},
-    pinning, result,
+    multifd, pinning, result,
     standard::{self, Wanted},
     supervise::{Signals, block_on, supervise},
     talk::Talk,
@@ -90,6 +90,7 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     options.return_path = !flags.no_return_path;
     options.switchover_ack = flags.switchover_ack;
     options.deadlines = patient();
+    options.multifd = multifd::expect(&flags.multifd, &address)?;
     let mut listen = ListenOptions::default();
     listen.return_path = flags.return_path;
     listen.rdma_pinned_memory = pinning.at_most;

@@ -69,7 +69,8 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     )?;
     let mut options = ReplayOptions::default();
     options.multifd = multifd::plan(&flags.multifd, &address, &mut options.parameters)?;
-    options.uuid = flags.multifd.uuid.map(|uuid| uuid.0);
+    multifd::limit(flags.cpu_budget, &mut options.parameters)?;
+    options.uuid = flags.uuid.map(|uuid| uuid.0);
     if stdin && (options.multifd || address.address().scheme() == "rdma") {
         return Err(Failure::misuse(format!(
             "over rdma: and with --multifd the guest's memory is brought together before the rest is sent to {address}: the \

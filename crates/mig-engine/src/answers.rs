@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use mig_proto::return_path::{Message, SHUT_OK};
+use mig_proto::{
+    peer::{CHANNELS_MAY_CHANGE, MAY_CHANNELS_CHANGE},
+    return_path::{Message, SHUT_OK},
+};
 use mig_stream::{Stream, StreamReader, StreamWriter, within};
 
 use crate::error::{Error, Result};
@@ -23,13 +26,20 @@ pub(crate) struct Answers {
     /// Whether the source may open it at all.
     allowed: bool,
     switchover_ack: bool,
+    /// Any number of data channels is taken, and who asks hears so.
+    any_number: bool,
     asked: Vec<Ask>,
     writer: Option<StreamWriter>,
 }
 
 impl Answers {
     pub(crate) fn new(allowed: bool, switchover_ack: bool) -> Self {
-        Self { allowed, switchover_ack, asked: Vec::new(), writer: None }
+        Self { allowed, switchover_ack, any_number: false, asked: Vec::new(), writer: None }
+    }
+
+    /// Whether the number of data channels may change while the migration runs.
+    pub(crate) fn take_any_number(&mut self, any_number: bool) {
+        self.any_number = any_number;
     }
 
     /// Notes what the source wants to hear. Bounded by what one read brings.
@@ -55,6 +65,9 @@ impl Answers {
                 Ask::OpenReturnPath if self.writer.is_some() => {}
                 Ask::OpenReturnPath => self.open(stream)?,
                 // Without a return path the decoder refuses PING.
+                Ask::Pong(MAY_CHANNELS_CHANGE) if self.any_number => {
+                    self.say(&Message::Pong { value: CHANNELS_MAY_CHANGE })?;
+                }
                 Ask::Pong(value) => self.say(&Message::Pong { value })?,
             }
         }

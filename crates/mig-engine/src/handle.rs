@@ -265,6 +265,9 @@ impl Shared {
             setup_time: statistics.setup_us.value() / 1000,
             xbzrle_cache: statistics.xbzrle_cache(),
             multifd: state.multifd.clone(),
+            multifd_cpu_seconds: Some(statistics.lanes_cpu_us.value())
+                .filter(|micros| *micros > 0)
+                .map(|micros| micros as f64 / 1e6),
             cpu_throttle_percentage: statistics.cpu_throttle_percentage(),
             error_desc: state.error.clone(),
             blocked_reasons: state.blocked_reasons.clone(),

@@ -22,7 +22,7 @@ pub struct Parameters {
     /// Data channels beside the main one, 1 to 255, the same at both ends; QEMU's default of 2.
     pub multifd_channels: u8,
     /// A source finds the number of data channels by itself: one more for as long as one more brings something. Only a
-    /// destination of our own that was told so takes any number; towards others it is QEMU's default.
+    /// destination of our own that was told so as well takes any number; towards others it is QEMU's default.
     pub multifd_auto: Option<AutoChannels>,
     /// How the pages of the data channels are compressed, the same at both ends.
     pub multifd_compression: MultifdCompression,
@@ -105,8 +105,9 @@ pub enum ZeroPageDetection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MultifdOptions {
-    /// How many, 1 to 255.
-    pub channels: u8,
+    /// How many, 1 to 255; `None` takes any number, from a source of our own that [finds it by
+    /// itself](Parameters::multifd_auto) and says so.
+    pub channels: Option<u8>,
     /// How their pages are compressed.
     pub compression: MultifdCompression,
 }
@@ -114,7 +115,12 @@ pub struct MultifdOptions {
 impl MultifdOptions {
     /// So many channels without compression.
     pub fn new(channels: u8) -> Self {
-        Self { channels, compression: MultifdCompression::None }
+        Self { channels: Some(channels), compression: MultifdCompression::None }
+    }
+
+    /// Any number of them, without compression.
+    pub fn any_number() -> Self {
+        Self { channels: None, compression: MultifdCompression::None }
     }
 
     /// Sets how pages are compressed.

@@ -27,6 +27,8 @@ pub(crate) struct Statistics {
     pub(crate) downtime_us: Counter,
     pub(crate) setup_us: Counter,
     pub(crate) total_us: Counter,
+    /// Processor time of the data channels' threads that have ended.
+    pub(crate) lanes_cpu_us: Counter,
     pub(crate) multifd_bytes: Counter,
     pub(crate) postcopy_bytes: Counter,
     pub(crate) postcopy_requests: Counter,
@@ -222,6 +224,9 @@ pub struct MigrationInfo {
     /// Capability `multifd`, at the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multifd: Option<MultifdInfo>,
+    /// Seconds of processor time that the threads of data channels took, once they ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multifd_cpu_seconds: Option<f64>,
     /// How much the guest is slowed down, in percent; only while it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_throttle_percentage: Option<u64>,

@@ -2,7 +2,7 @@
 
 use mig::{
     bench::{Memory, RunPlan, RunReport, RunStatus, Workload, run},
-    engine::Parameters,
+    engine::{AutoChannels, Capabilities, MultifdCompression, Parameters, ZeroPageDetection},
     ram::PlacementOptions,
 };
 
@@ -18,6 +18,7 @@ fn plan(transport: &str, memory: Memory) -> RunPlan {
             seed: 42,
         },
         memory,
+        capabilities: Capabilities::default(),
         parameters: Parameters::default(),
         placing: PlacementOptions::default(),
         rdma_pin_all: false,
@@ -45,6 +46,85 @@ fn over_tcp() {
 fn over_unix() {
     assert!(completed("unix", Memory::Cold).confirmed);
     assert!(completed("unix", Memory::Warm).confirmed);
+}
+
+/// A plan with data channels, and what became of it.
+fn beside(transport: &str, memory: Memory, change: impl FnOnce(&mut Parameters)) -> RunReport {
+    let mut plan = plan(transport, memory);
+    plan.capabilities.multifd = true;
+    change(&mut plan.parameters);
+    let report = run(&plan, |_| {});
+    assert_eq!(report.status, RunStatus::Completed, "{:?}", report.reason);
+    assert!(report.verified && report.confirmed, "{report:?}");
+    // Some of the zero ones may be written before they are looked at.
+    assert!(report.normal_pages >= 6000 && report.zero_pages >= 1000, "{report:?}");
+    report
+}
+
+#[test]
+fn over_data_channels() {
+    for (transport, memory) in [
+        ("tcp", Memory::Cold),
+        ("tcp", Memory::Warm),
+        ("unix", Memory::Cold),
+        ("unix", Memory::Warm),
+    ] {
+        for channels in [1, 2, 5] {
+            let report = beside(transport, memory, |parameters| {
+                parameters.multifd_channels = channels;
+            });
+            assert_eq!(report.channels, u32::from(channels));
+            assert!(report.wire_bytes > 24 << 20, "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn over_data_channels_compressed() {
+    for method in [MultifdCompression::Zlib, MultifdCompression::Zstd] {
+        for (zlib, zstd) in [(None, None), (Some(1), Some(1)), (Some(0), Some(-7))] {
+            let report = beside("unix", Memory::Cold, |parameters| {
+                parameters.multifd_compression = method;
+                parameters.multifd_zlib_level = zlib;
+                parameters.multifd_zstd_level = zstd;
+            });
+            let compression = report.multifd.and_then(|multifd| multifd.compression);
+            let compression = compression.expect("it was asked for");
+            assert!(compression.bytes_in >= 6000 * 4096, "{compression:?}");
+            assert!(
+                compression.verdict.contains("bottleneck") || compression.verdict.contains("even")
+            );
+        }
+    }
+}
+
+#[test]
+fn zero_pages_go_wherever_they_are_asked_to() {
+    let legacy = |parameters: &mut Parameters| {
+        parameters.zero_page_detection = ZeroPageDetection::Legacy;
+    };
+    beside("unix", Memory::Warm, legacy);
+    let mut plan = plan("unix", Memory::Cold);
+    plan.capabilities.multifd = true;
+    plan.parameters.zero_page_detection = ZeroPageDetection::None;
+    let report = run(&plan, |_| {});
+    assert!(report.verified, "{report:?}");
+    assert_eq!(report.zero_pages, 0, "{report:?}");
+}
+
+#[test]
+fn the_number_of_data_channels_finds_itself() {
+    let report = beside("tcp", Memory::Warm, |parameters| {
+        // Slow enough for several trials.
+        parameters.max_bandwidth = 20 << 20;
+        let mut auto = AutoChannels::default();
+        auto.most = 3;
+        parameters.multifd_auto = Some(auto);
+    });
+    let multifd = report.multifd.expect("there were some");
+    assert!((2..=3).contains(&multifd.channels), "{multifd:?}");
+    let why = multifd.channels_chosen.expect("somebody chose");
+    assert!(why.contains("MB/s"), "{why}");
 }
 
 #[test]

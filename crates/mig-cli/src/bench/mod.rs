@@ -14,7 +14,7 @@ use mig::{
     bench::{
         BenchReport, Handles, Machine, Memory, RunPlan, RunReport, RunStatus, Transport, Workload,
     },
-    engine::Parameters,
+    engine::{Capabilities, Parameters},
     ram::PlacementOptions,
     transport::Blame,
 };
@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     failure::{Failure, Outcome},
-    flags::BenchFlags,
-    pinning,
+    flags::{BenchFlags, Channels},
+    multifd, pinning,
     supervise::{Signals, block_on},
     talk::{Progress, Talk},
 };
@@ -88,25 +88,53 @@ fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
         compressible_percent: flags.compressible,
         seed: SEED,
     };
+    let channels = match flags.channels.as_slice() {
+        [] => &[Channels::Count(0)],
+        some => some,
+    };
     let rdma = transports.iter().any(|transport| transport.scheme() == "rdma");
     let pinning = pinning::check(rdma, flags.rdma_pin_all, flags.rdma_pinned_memory)?;
     let memory = if flags.warm { Memory::Warm } else { Memory::Cold };
     let runs = flags.runs as usize;
-    Ok(transports
-        .into_iter()
-        .flat_map(|transport| std::iter::repeat_n(transport, runs))
-        .map(|transport| RunPlan {
-            transport,
-            ram_bytes,
-            workload,
-            memory,
-            parameters: parameters.clone(),
-            placing: PlacementOptions::default(),
-            rdma_pin_all: pinning.all,
-            rdma_pinned_memory: pinning.at_most,
-        })
-        .collect())
+    let named = !flags.transport.is_empty();
+    let mut plans = Vec::new();
+    for transport in transports {
+        for channels in channels {
+            if *channels != Channels::Count(0) && !SEVERAL.contains(&transport.scheme()) {
+                if named {
+                    return Err(Failure::misuse(format!(
+                        "--channels: {transport} is one connection and cannot have others beside it; tcp, unix and vsock \
+                         can"
+                    )));
+                }
+                continue;
+            }
+            let mut parameters = parameters.clone();
+            let mut capabilities = Capabilities::default();
+            capabilities.multifd = *channels != Channels::Count(0);
+            multifd::set(*channels, flags.compression, &mut parameters);
+            if *channels == Channels::Auto {
+                multifd::limit(flags.cpu_budget, &mut parameters)?;
+            }
+            let plan = RunPlan {
+                transport: transport.clone(),
+                ram_bytes,
+                workload,
+                memory,
+                capabilities,
+                parameters,
+                placing: PlacementOptions::default(),
+                rdma_pin_all: pinning.all,
+                rdma_pinned_memory: pinning.at_most,
+            };
+            plans.extend(std::iter::repeat_n(plan, runs));
+        }
+    }
+    Ok(plans)
 }
+
+/// Transports that can have data channels.
+const SEVERAL: [&str; 3] = ["tcp", "unix", "vsock"];
 
 /// Runs the plans one after the other; a signal cancels the one that runs and forgets the rest.
 async fn measure(plans: Vec<RunPlan>, talk: &Talk) -> Outcome<Vec<RunReport>> {

@@ -8,8 +8,9 @@ use mig::bench::{BenchReport, RunReport, RunStatus};
 pub(super) fn line(run: &RunReport) -> String {
     match run.status {
         RunStatus::Completed => format!(
-            "{}: {}/s, {:.2} s, downtime {:.1} ms{}",
+            "{}{}: {}/s, {:.2} s, downtime {:.1} ms{}",
             run.transport,
+            data_channels(run),
             BinaryBytes(run.throughput_bytes_per_sec as u64),
             run.seconds,
             run.downtime_ms,
@@ -17,6 +18,26 @@ pub(super) fn line(run: &RunReport) -> String {
         ),
         _ => format!("{}: {}: {}", run.transport, word(run.status), reason(run)),
     }
+}
+
+fn data_channels(run: &RunReport) -> String {
+    match &run.multifd {
+        None => String::new(),
+        Some(multifd) if multifd.channels == 1 => ", 1 data channel".into(),
+        Some(multifd) => format!(", {} data channels", multifd.channels),
+    }
+}
+
+/// What data channels have to say: why there are so many, and whether compression was in the way.
+fn remarks(run: &RunReport) -> impl Iterator<Item = String> {
+    let multifd = run.multifd.as_ref();
+    let chosen = multifd.and_then(|multifd| multifd.channels_chosen.as_ref());
+    let compression = multifd.and_then(|multifd| multifd.compression.as_ref());
+    let name = format!("{}{}", run.transport, data_channels(run));
+    let chosen = chosen.map(|why| format!("{name}: {why}"));
+    let verdict = compression
+        .map(|done| format!("{name}, {} level {}: {}", done.method, done.level, done.verdict));
+    chosen.into_iter().chain(verdict)
 }
 
 /// Why it did not complete. Some reasons begin with the transport's name, which is said anyway.
@@ -38,18 +59,22 @@ fn word(status: RunStatus) -> &'static str {
 /// The whole table, a row a run. Columns that only some transports fill are there when one of them ran.
 pub(super) fn render(report: &BenchReport) -> String {
     let completed = || report.runs.iter().filter(|run| run.status == RunStatus::Completed);
+    let multifd = completed().any(|run| run.multifd.is_some());
     let registers = completed().any(|run| run.registration.is_some());
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    let mut header = vec![
-        "transport",
+    let mut header = vec!["transport"];
+    if multifd {
+        header.push("data\nchannels");
+    }
+    header.extend([
         "throughput",
         "seconds",
         "CPU s/GiB\nsource",
         "\ndestination",
         "rounds",
         "downtime\nof goal ms",
-    ];
+    ]);
     if registers {
         header.extend(["registered\nsource", "\ndestination", "control\nround trips"]);
     }
@@ -62,9 +87,13 @@ pub(super) fn render(report: &BenchReport) -> String {
         }
     }
     for run in completed() {
-        table.add_row(row(run, registers));
+        table.add_row(row(run, multifd, registers));
     }
     let mut text = table.trim_fmt();
+    for remark in completed().flat_map(remarks) {
+        text.push('\n');
+        text.push_str(&remark);
+    }
     for run in report.runs.iter().filter(|run| run.status != RunStatus::Completed) {
         text.push('\n');
         text.push_str(&line(run));
@@ -72,16 +101,20 @@ pub(super) fn render(report: &BenchReport) -> String {
     text
 }
 
-fn row(run: &RunReport, registers: bool) -> Vec<String> {
-    let mut cells = vec![
-        run.transport.clone(),
+fn row(run: &RunReport, multifd: bool, registers: bool) -> Vec<String> {
+    let mut cells = vec![run.transport.clone()];
+    if multifd {
+        let channels = run.multifd.as_ref().map(|multifd| multifd.channels.to_string());
+        cells.push(channels.unwrap_or_else(|| "-".into()));
+    }
+    cells.extend([
         format!("{}/s", BinaryBytes(run.throughput_bytes_per_sec as u64)),
         format!("{:.2}", run.seconds),
         format!("{:.2}", run.source_cpu_per_gib()),
         format!("{:.2}", run.destination_cpu_per_gib()),
         run.rounds.to_string(),
         format!("{:.1} of {}", run.downtime_ms, run.downtime_limit_ms),
-    ];
+    ]);
     if registers {
         cells.extend(match &run.registration {
             Some(registration) => [
@@ -130,6 +163,7 @@ mod tests {
             dirty_tracking: None,
             placement: None,
             registration,
+            multifd: None,
         }
     }
 

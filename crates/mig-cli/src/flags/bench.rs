@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Rate, Size};
+use crate::flags::{Channels, Compression, Percent, Rate, Size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -12,6 +12,8 @@ Examples:
       mig bench
   One gigabyte over tcp and unix, five times each, with a guest that writes 200 MiB a second:
       mig bench --transport tcp --transport unix --size 1GiB --dirty-rate 200MiB/s --runs 5
+  One, two and four data channels, and as many as are worth it:
+      mig bench --transport tcp --channels 0,1,2,4,auto
   RDMA next to tcp, at the address of an RDMA device's network interface (port 0: any):
       mig bench --transport tcp --transport rdma:192.0.2.1:0
   Numbers for a script:
@@ -52,6 +54,19 @@ pub(crate) struct BenchFlags {
     /// The destination's memory was touched before
     #[arg(long)]
     pub(crate) warm: bool,
+
+    /// Data channels beside the main one (multifd), or `auto`; may be repeated or a list: 0,1,2,4. 0 is none, which is the
+    /// default. Transports that cannot have any are left out for the others
+    #[arg(long, value_name = "N|auto", value_delimiter = ',')]
+    pub(crate) channels: Vec<Channels>,
+
+    /// How the pages of the data channels are compressed (`multifd-compression`)
+    #[arg(long, value_name = "METHOD", value_enum, requires = "channels")]
+    pub(crate) compression: Option<Compression>,
+
+    /// Processor time that `--channels auto` may use at the source: 150% is one and a half processors
+    #[arg(long, value_name = "PERCENT", requires = "channels")]
+    pub(crate) cpu_budget: Option<Percent>,
 
     /// Runs of each transport
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]

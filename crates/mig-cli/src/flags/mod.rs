@@ -17,7 +17,7 @@ pub(crate) use crate::flags::{
     bench::BenchFlags,
     doctor::DoctorFlags,
     inspect::InspectFlags,
-    multifd::{Compression, MultifdFlags},
+    multifd::{Channels, Compression, MultifdFlags, Percent, Uuid},
     quantity::{Duration, Rate, Size},
     recv::RecvFlags,
     send::SendFlags,

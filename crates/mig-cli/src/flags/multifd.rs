@@ -7,18 +7,53 @@ use clap::{Args, ValueEnum};
 /// Data channels.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct MultifdFlags {
-    /// Carry pages over N connections beside the main one (tcp, unix, vsock); both ends must be told the same (QEMU's
-    /// `multifd` and `multifd-channels`)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
-    pub(crate) multifd: Option<u8>,
+    /// Carry pages over N connections beside the main one (tcp, unix, vsock; QEMU's `multifd` and `multifd-channels`).
+    /// Both ends must be told the same; between two migs `auto` finds the number while it runs
+    #[arg(long, value_name = "N|auto")]
+    pub(crate) multifd: Option<Channels>,
 
     /// How the pages of the data channels are compressed; both ends must be told the same (`multifd-compression`)
     #[arg(long, value_name = "METHOD", value_enum, requires = "multifd")]
     pub(crate) compression: Option<Compression>,
+}
 
-    /// The guest's UUID, as the data channels name it; default: that of the stored stream, or none
-    #[arg(long, requires = "multifd")]
-    pub(crate) uuid: Option<Uuid>,
+/// How many data channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Channels {
+    /// So many; 0 is none.
+    Count(u8),
+    /// As many as bring something.
+    Auto,
+}
+
+impl FromStr for Channels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number
+                .parse()
+                .map(Self::Count)
+                .map_err(|_| "not a number of channels: write 1 to 255, or auto".into()),
+        }
+    }
+}
+
+/// A share of one processor: 150 is one and a half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Percent(pub(crate) u32);
+
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').unwrap_or(text).trim();
+        match number.parse() {
+            Ok(percent) if percent > 0 => Ok(Self(percent)),
+            _ => Err("not a share of a processor: write 50%, 100%, 250% …".into()),
+        }
+    }
 }
 
 /// `multifd-compression`.
@@ -60,6 +95,19 @@ impl FromStr for Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn channels_are_counted_or_found() {
+        assert_eq!("auto".parse(), Ok(Channels::Auto));
+        assert_eq!("0".parse(), Ok(Channels::Count(0)));
+        assert_eq!("255".parse(), Ok(Channels::Count(255)));
+        for wrong in ["", "256", "-1", "Auto", "2.5"] {
+            assert!(wrong.parse::<Channels>().is_err(), "{wrong}");
+        }
+        assert_eq!("250%".parse(), Ok(Percent(250)));
+        assert_eq!("50".parse(), Ok(Percent(50)));
+        assert!("0".parse::<Percent>().is_err());
+    }
 
     #[test]
     fn a_uuid_has_32_digits() {

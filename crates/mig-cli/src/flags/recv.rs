@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, Size};
+use crate::flags::{Duration, MultifdFlags, Size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,12 +17,15 @@ Examples:
       mig recv unix:/run/mig.sock --save - | qemu-system-x86_64 … -incoming fd:0
   From a QEMU's memory by RDMA; the address is that of an RDMA device's network interface:
       mig recv rdma:192.0.2.1:4444 --save vm.mig
+  From a QEMU with the capability `multifd` and four `multifd-channels`:
+      mig recv tcp:127.0.0.1:4444 --multifd 4 --save vm.mig
   Only verify that a stream is sound, and throw it away:
       mig recv tcp:[::1]:4444
 
 The file appears under its name only when everything was received and is on the disk; only then
 is the source told that it may let go of its guest. It loads in a QEMU of the same machine type,
-by file: and by exec:cat. Over rdma the guest's memory is held here until it is complete.";
+by file: and by exec:cat, also after --multifd. Over rdma and with --multifd the guest's memory is
+held here until it is complete.";
 
 /// Be a migration destination: keep everything received as one QEMU-loadable file.
 ///
@@ -48,6 +51,9 @@ pub(crate) struct RecvFlags {
     /// The source has the capability `switchover-ack` on: agree to its switchover
     #[arg(long)]
     pub(crate) switchover_ack: bool,
+
+    #[command(flatten)]
+    pub(crate) multifd: MultifdFlags,
 
     /// rdma: register at most this much memory at a time, unless the source wants all of it pinned; default: a
     /// part of what may be locked here

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, MultifdFlags, Rate, Size};
+use crate::flags::{Duration, MultifdFlags, Percent, Rate, Size, Uuid};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,6 +52,14 @@ pub(crate) struct SendFlags {
 
     #[command(flatten)]
     pub(crate) multifd: MultifdFlags,
+
+    /// Processor time that `--multifd auto` may use: 150% is one and a half processors
+    #[arg(long, value_name = "PERCENT", requires = "multifd")]
+    pub(crate) cpu_budget: Option<Percent>,
+
+    /// The guest's UUID, as the data channels name it; default: that of the stored stream, or none
+    #[arg(long, requires = "multifd")]
+    pub(crate) uuid: Option<Uuid>,
 
     /// rdma: register all memory of both ends up front (QEMU's `rdma-pin-all`), not just what is being written
     #[arg(long, conflicts_with = "rdma_pinned_memory")]

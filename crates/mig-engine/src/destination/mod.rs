@@ -96,7 +96,7 @@ impl Destination {
         self
     }
 
-    /// Sets the parameters: `multifd_channels` and `multifd_compression`, which must be those of the source.
+    /// Sets the parameters: `multifd_channels` or `multifd_auto`, and `multifd_compression`, which must be those of the source.
     #[must_use]
     pub fn with_parameters(self, parameters: Parameters) -> Self {
         self.handle.set_parameters(parameters);
@@ -203,8 +203,11 @@ impl Destination {
             return Ok(None);
         }
         let parameters = shared.parameters();
-        let options = MultifdOptions::new(parameters.multifd_channels)
-            .compression(parameters.multifd_compression);
+        let options = match parameters.multifd_auto {
+            Some(_) => MultifdOptions::any_number(),
+            None => MultifdOptions::new(parameters.multifd_channels),
+        };
+        let options = options.compression(parameters.multifd_compression);
         DataChannels::new(&options, self.uuid, shared).map(Some)
     }
 
@@ -246,6 +249,7 @@ impl Destination {
             placing = data.placing(placing);
             device_states = Some(data.accept_device_states());
             data.start().await?;
+            answers.take_any_number(data.hub().takes_any_number());
         }
         let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);
         if let Some(hub) = &hub {

@@ -3,16 +3,21 @@
 use std::{
     future::Future,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll},
     thread::{self, JoinHandle},
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     runtime,
     sync::{oneshot, watch},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    handle::Shared,
+};
 
 /// A thread with a runtime of its own and one future on it. Dropped, it drops that future, and with it all that the
 /// future owns (its channel is closed), and waits for the thread: no longer than one poll of the future takes.
@@ -30,6 +35,7 @@ impl<T: Send + 'static> Lane<T> {
     /// [moved](mig_stream::StreamReader::rehome) there.
     pub(crate) fn spawn<F: Future<Output = Result<T>>>(
         name: String,
+        migration: &Arc<Shared>,
         serve: impl FnOnce() -> F + Send + 'static,
     ) -> Result<Self> {
         let failed = |error| {
@@ -37,6 +43,7 @@ impl<T: Send + 'static> Lane<T> {
         };
         let runtime =
             runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let migration = Arc::clone(migration);
         let (alive, mut ended) = watch::channel(());
         let (tell, result) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -50,6 +57,7 @@ impl<T: Send + 'static> Lane<T> {
                         outcome = &mut serve => outcome,
                     }
                 });
+                migration.statistics.lanes_cpu_us.add(thread_cpu_micros());
                 // Whoever dropped the lane does not ask.
                 let _nobody = tell.send(outcome);
             })
@@ -78,15 +86,27 @@ impl<T> Drop for Lane<T> {
     }
 }
 
+/// Processor time of the thread that asks, since it began.
+fn thread_cpu_micros() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let micros = time.tv_sec * 1_000_000 + time.tv_nsec / 1000;
+    u64::try_from(micros).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{future::poll_fn, sync::mpsc, time::Duration};
 
     use super::*;
+    use crate::{handle::MigrationHandle, parameters::Parameters};
+
+    fn migration() -> MigrationHandle {
+        MigrationHandle::new(Parameters::default(), 4096)
+    }
 
     #[tokio::test]
     async fn the_result_comes_back() {
-        let mut lane = Lane::spawn("one".into(), || async {
+        let mut lane = Lane::spawn("one".into(), migration().shared(), || async {
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(7)
         })
@@ -96,7 +116,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error() {
-        let mut lane = Lane::<()>::spawn("two".into(), || async { panic!("as told") }).unwrap();
+        let mut lane =
+            Lane::<()>::spawn("two".into(), migration().shared(), || async { panic!("as told") })
+                .unwrap();
         let error = poll_fn(|cx| lane.poll_result(cx)).await.unwrap_err();
         assert!(error.to_string().contains("the thread of two broke down"), "{error}");
     }
@@ -111,7 +133,7 @@ mod tests {
         }
         let (tell, told) = mpsc::channel();
         let owned = Owned(tell);
-        let lane = Lane::<()>::spawn("three".into(), move || async move {
+        let lane = Lane::<()>::spawn("three".into(), migration().shared(), move || async move {
             let _owned = owned;
             std::future::pending().await
         })

@@ -199,6 +199,7 @@ impl Recorder {
             observer,
             shared,
         };
+        session.answers.take_any_number(hub.as_ref().is_some_and(|hub| hub.takes_any_number()));
         let received = tokio::select! {
             received = session.receive_beside(&mut data, &mut acceptor) => received,
             () = shared.cancelled() => Err(Error::cancelled()),

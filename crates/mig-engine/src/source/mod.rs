@@ -536,11 +536,13 @@ impl Job<'_> {
                 encode::command(&mut head, &Command::Ping(MAY_CHANNELS_CHANGE));
             }
         }
+        self.out.write_all(&head).await?;
+        self.open_data_channels().await?;
+        head.clear();
         encode::section(&mut head, &ram_section(SectionKind::Start));
         self.ram.encode_block_list(&mut head);
         self.out.write_all(&head).await?;
         self.shared.statistics.total.set(self.ram.total_bytes());
-        self.open_data_channels().await?;
         if self.hooks.active() {
             // Pinning memory takes long, and the other end waits for its first bytes.
             self.out.flush().await?;

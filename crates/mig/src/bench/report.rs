@@ -1,5 +1,6 @@
 //! What a benchmark found, in the shape scripts rely on.
 
+use mig_engine::MultifdInfo;
 use serde::Serialize;
 
 /// A whole benchmark.
@@ -114,6 +115,9 @@ pub struct RunReport {
     /// What only a transport with registered memory has.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub registration: Option<Registration>,
+    /// Only where data channels carried pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multifd: Option<MultifdInfo>,
 }
 
 /// Registered memory and what its negotiation cost.

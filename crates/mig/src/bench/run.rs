@@ -55,7 +55,10 @@ pub struct RunPlan {
     pub workload: Workload,
     /// Cold or warm.
     pub memory: Memory,
-    /// Bandwidth and downtime.
+    /// What the source is told to do differently; the destination is told of `multifd`. The return path is what the transport
+    /// has.
+    pub capabilities: Capabilities,
+    /// Of both ends.
     pub parameters: Parameters,
     /// How the destination places pages.
     pub placing: PlacementOptions,
@@ -116,6 +119,7 @@ pub fn run(plan: &RunPlan, started: impl FnOnce(Handles)) -> RunReport {
         dirty_tracking: None,
         placement: None,
         registration: None,
+        multifd: None,
     };
     if let Err(failure) = measure(plan, started, &mut report) {
         let (status, reason) = explain(&*failure);
@@ -157,12 +161,15 @@ fn measure(
         touch(&RegionSlice::whole(region(&destination_ram)));
     }
     let guest = SyntheticGuest::running(region(&source_ram), plan.workload);
-    let capabilities = source_capabilities(meeting.return_path);
+    let mut capabilities = plan.capabilities;
+    capabilities.return_path = meeting.return_path;
     let mut source = Source::new(Arc::clone(&source_ram) as _, Box::new(guest))
         .with_capabilities(capabilities)
         .with_parameters(plan.parameters.clone());
     let incoming = SyntheticGuest::incoming(region(&destination_ram));
     let mut destination = Destination::new(Arc::clone(&destination_ram) as _, Box::new(incoming))
+        .with_capabilities(capabilities)
+        .with_parameters(plan.parameters.clone())
         .with_placing(plan.placing);
     let handles = Handles { source: source.handle(), destination: destination.handle() };
     started(handles.clone());
@@ -177,6 +184,10 @@ fn measure(
     let placing = destination.placement().map(|placement| placement.statistics().copying_cpu);
     report.destination_cpu_seconds =
         received.cpu_seconds + placing.unwrap_or_default().as_secs_f64();
+    // So are data channels.
+    let lanes = |handle: &MigrationHandle| handle.info().multifd_cpu_seconds.unwrap_or_default();
+    report.source_cpu_seconds += lanes(&handles.source);
+    report.destination_cpu_seconds += lanes(&handles.destination);
     let outcome = match (sent.outcome, received.outcome) {
         (Ok(outcome), Ok(_)) => outcome,
         (Err(error), Err(other)) => return Err(Box::new(root_cause(error, other))),
@@ -188,6 +199,10 @@ fn measure(
     report.normal_pages = ram.normal;
     report.zero_pages = ram.duplicate;
     report.confirmed = outcome.confirmed;
+    if let Some(multifd) = outcome.info.multifd {
+        report.channels = u32::try_from(multifd.channels).unwrap_or(u32::MAX);
+        report.multifd = Some(multifd);
+    }
     report.downtime_ms = outcome.info.downtime.unwrap_or_default();
     if report.seconds > 0.0 {
         report.throughput_bytes_per_sec = report.wire_bytes as f64 / report.seconds;
@@ -199,12 +214,6 @@ fn measure(
     report.verified = true;
     report.status = RunStatus::Completed;
     Ok(())
-}
-
-fn source_capabilities(return_path: bool) -> Capabilities {
-    let mut capabilities = Capabilities::default();
-    capabilities.return_path = return_path;
-    capabilities
 }
 
 /// Of two failures the one that explains the other: a peer that went away is the echo of what made it go.

@@ -35,6 +35,8 @@ struct State {
     /// By channel number; as many as are expected.
     channels: Vec<Progress>,
     layout: Option<Arc<Layout>>,
+    /// Channels may come that are not yet among them, and each counts once main spoke of it.
+    any_number: bool,
     /// Marks that were passed.
     released: u64,
     /// Main waits at a mark.
@@ -51,6 +53,8 @@ struct State {
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     here: bool,
+    /// Marks that had been passed when main spoke of it: it takes part in those that follow. `None` before.
+    joined: Option<u64>,
     /// SYNCs that came.
     delivered: u64,
     /// Pages came since the last of them.
@@ -61,11 +65,38 @@ struct Progress {
 impl Hub {
     /// Expects `channels` channels.
     pub(super) fn new(channels: u8) -> Self {
-        let channels = vec![Progress::default(); usize::from(channels)];
+        let expected = Progress { joined: Some(0), ..Progress::default() };
+        let channels = vec![expected; usize::from(channels)];
         Self {
             state: watch::Sender::new(State { channels, ..State::default() }),
             failure: Mutex::default(),
         }
+    }
+
+    /// Expects as many as main [speaks of](Self::join).
+    pub(super) fn any_number() -> Self {
+        let state = State { any_number: true, ..State::default() };
+        Self { state: watch::Sender::new(state), failure: Mutex::default() }
+    }
+
+    /// Whether channels may come beyond those that are expected now.
+    pub(crate) fn takes_any_number(&self) -> bool {
+        self.state.borrow().any_number
+    }
+
+    /// Main says that from here on there are `channels` channels. Means nothing where their number is fixed.
+    pub(super) fn join(&self, channels: u8) {
+        self.state.send_if_modified(|state| {
+            if !state.any_number {
+                return false;
+            }
+            state.make_room(usize::from(channels));
+            let released = state.released;
+            for channel in state.channels.iter_mut().take(usize::from(channels)) {
+                channel.joined.get_or_insert(released);
+            }
+            true
+        });
     }
 
     /// How many channels there are to be.
@@ -80,6 +111,12 @@ impl Hub {
 
     /// A channel came, or went before anything began.
     pub(super) fn set_here(&self, id: u8, here: bool) {
+        self.state.send_if_modified(|state| {
+            if state.any_number {
+                state.make_room(usize::from(id) + 1);
+            }
+            false
+        });
         self.change(id, |channel| channel.here = here);
     }
 
@@ -120,6 +157,12 @@ impl Hub {
     ///
     /// Cancel safe: the mark is not passed.
     pub(crate) async fn pass_mark(&self) -> Result<()> {
+        if self.state.borrow().channels.iter().all(|channel| channel.joined.is_none()) {
+            return Err(Error::peer_incompatible(
+                "the source does not say how many data channels it has: only a source of our own whose number is found \
+                 by itself does; say the number (multifd-channels) at this end too",
+            ));
+        }
         let mut watching = self.state.subscribe();
         self.state.send_modify(|state| state.at_mark = true);
         let passed = {
@@ -223,7 +266,11 @@ impl Hub {
             channel.unsynced = false;
             mine = channel.delivered;
         });
-        let _state = watching.wait_for(|state| state.released >= mine || state.closed).await;
+        let passed = |state: &State| {
+            let joined = state.channels.get(usize::from(id)).and_then(|channel| channel.joined);
+            state.closed || joined.is_some_and(|joined| state.released >= joined + mine)
+        };
+        let _state = watching.wait_for(passed).await;
     }
 
     /// The channel ended between two packets, and everything is in memory.
@@ -307,10 +354,16 @@ impl Hub {
 
 impl State {
     /// Whether the next mark can be passed, or the channel because of which it never can.
+    fn make_room(&mut self, channels: usize) {
+        let channels = channels.max(self.channels.len());
+        self.channels.resize(channels, Progress::default());
+    }
+
     fn mark_is_due(&self) -> Option<Result<(), usize>> {
         let mut all = true;
         for (id, channel) in self.channels.iter().enumerate() {
-            if channel.delivered <= self.released {
+            let Some(joined) = channel.joined else { continue };
+            if joined + channel.delivered <= self.released {
                 if channel.ended {
                     return Some(Err(id));
                 }

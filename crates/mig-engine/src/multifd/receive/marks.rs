@@ -9,7 +9,7 @@
 //!
 //! Which of the two it is START tells: it carries MULTIFD_FLUSH before its EOS, or it does not.
 
-use mig_proto::{Command, Event, SectionKind, multifd::SyncMode};
+use mig_proto::{Command, Event, SectionKind, multifd::SyncMode, peer::channels_said};
 
 use super::hub::Hub;
 
@@ -44,6 +44,11 @@ impl Marks {
                 }
             }
             Event::Command(Command::SwitchoverStart) => hub.switchover_began(),
+            Event::Command(Command::Ping(value)) => {
+                if let Some(channels) = channels_said(*value) {
+                    hub.join(channels);
+                }
+            }
             Event::MultifdFlush(_) => {
                 self.flushed = true;
                 self.due = Some(Stop { mark: true, last: false });

@@ -66,16 +66,22 @@ impl DataChannels {
         uuid: Option<[u8; 16]>,
         shared: &Arc<Shared>,
     ) -> Result<Self> {
-        if options.channels == 0 {
-            return Err(Error::misuse("multifd needs 1 to 255 data channels (multifd-channels)"));
-        }
+        let hub = match options.channels {
+            Some(0) => {
+                return Err(Error::misuse(
+                    "multifd needs 1 to 255 data channels (multifd-channels)",
+                ));
+            }
+            Some(channels) => Hub::new(channels),
+            None => Hub::any_number(),
+        };
         let method = match options.compression {
             MultifdCompression::None => Method::None,
             MultifdCompression::Zlib => Method::Zlib,
             MultifdCompression::Zstd => Method::Zstd,
         };
         Ok(Self {
-            hub: Arc::new(Hub::new(options.channels)),
+            hub: Arc::new(hub),
             shared: Arc::clone(shared),
             uuid,
             method,
@@ -101,7 +107,9 @@ impl DataChannels {
     /// `placing`, as it is right for so many channels: with a thread each, they need no others for copying.
     pub(crate) fn placing(&self, placing: PlacementOptions) -> PlacementOptions {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        if placing.copying == Copying::Auto && self.hub.expected() >= processors {
+        if placing.copying == Copying::Auto
+            && (self.hub.takes_any_number() || self.hub.expected() >= processors)
+        {
             return PlacementOptions { copying: Copying::Inline, ..placing };
         }
         placing
@@ -134,7 +142,7 @@ impl DataChannels {
             return Ok(());
         }
         let channels = self.hub.expected();
-        if usize::from(hello.id) >= channels {
+        if !self.hub.takes_any_number() && usize::from(hello.id) >= channels {
             return Err(Error::peer_incompatible(format!(
                 "the source opened data channel {}, and {channels} are expected here, numbered from 0: what it sends \
                  there would be lost; set multifd-channels the same at both ends",
@@ -187,7 +195,8 @@ impl DataChannels {
             method: self.method,
             device_states: self.device_states.clone(),
         };
-        self.lanes.push(Lane::spawn(format!("mig-multifd-{id}"), move || channel.serve())?);
+        let name = format!("mig-receive-{id}");
+        self.lanes.push(Lane::spawn(name, &self.shared, move || channel.serve())?);
         Ok(())
     }
 

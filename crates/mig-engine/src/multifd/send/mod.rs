@@ -190,7 +190,7 @@ impl SendChannels {
         let out = stream.writer()?;
         let (orders, ordered) = mpsc::channel(1);
         let (common, tell) = (Arc::clone(&self.common), self.tell.clone());
-        let lane = Lane::spawn(format!("mig-send-{id}"), move || {
+        let lane = Lane::spawn(format!("mig-send-{id}"), &self.common.migration, move || {
             serve(id, stream, out, common, ordered, tell)
         })?;
         if self.passing && self.busy > 0 {
