@@ -586,7 +586,7 @@ impl Job<'_> {
             let dirtied = self.ram.sync()?;
             let sent = self.bytes_out();
             self.brake(Interval {
-                dirtied_bytes: dirtied * PAGE_SIZE as u64,
+                dirtied_bytes: self.ram.expected_bytes(dirtied),
                 transferred_bytes: sent - synced_bytes,
                 elapsed: synced.elapsed(),
             });
@@ -596,12 +596,13 @@ impl Job<'_> {
             statistics.dirty_pages_rate.set(u64::try_from(rate).unwrap_or(u64::MAX));
             let remaining = self.ram.unsent_bytes();
             statistics.remaining.set(remaining);
+            let to_send = self.ram.expected_bytes(remaining / PAGE_SIZE as u64);
             let measured = statistics.bandwidth_bytes_per_sec.value();
-            if let Some(millis) = (remaining * 1000).checked_div(measured) {
+            if let Some(millis) = (to_send * 1000).checked_div(measured) {
                 statistics.expected_downtime_ms.set(millis);
             }
             let threshold = self.shared.parameters().switchover_threshold(measured);
-            match convergence.decide(remaining, threshold, measured) {
+            match convergence.decide(to_send, threshold, measured) {
                 Decision::SwitchOver => return Ok(()),
                 Decision::AnotherPass => pass += 1,
             }

@@ -51,6 +51,14 @@ impl RamSource {
         Ok(())
     }
 
+    /// What sending `pages` pages that the guest has written will take, as far as can be told.
+    pub(crate) fn expected_bytes(&self, pages: u64) -> u64 {
+        match &self.xbzrle {
+            Some(xbzrle) => xbzrle.expected_bytes(pages),
+            None => pages.saturating_mul(PAGE_SIZE as u64),
+        }
+    }
+
     /// Whether [`use_xbzrle`](Self::use_xbzrle) was called.
     pub(crate) fn has_xbzrle(&self) -> bool {
         self.xbzrle.is_some()

@@ -232,6 +232,26 @@ async fn a_change_beyond_a_page_of_delta_goes_as_the_page() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_whose_deltas_fit_its_downtime_is_stopped_whatever_its_pages_would_take() {
+    let memory = Writes::new(
+        |guest, pass| {
+            if !guest.diary.has("stop") {
+                (0..64).for_each(|page| guest.write(0, page, 8, &[pass as u8; 8]));
+            }
+        },
+        None,
+    );
+    pattern::fill(&whole(&memory.ram, 0), 1);
+    let mut parameters = parameters(64);
+    // 30 kB in 300 ms: the deltas are less than 2, the pages 260.
+    (parameters.downtime_limit, parameters.avail_switchover_bandwidth) = (300, 100_000);
+    let source = source(&memory, 64).with_parameters(parameters);
+    let info = migrate(&memory, source).await;
+    assert!(info.ram.downtime_bytes < 10_000, "{:?}", info.ram);
+    assert!(cache(&info).pages >= 64, "{:?}", cache(&info));
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_it_cannot_be_nothing_is_sent() {
     let mut pair = Pair::new();
     let mut both = with_xbzrle();

@@ -11,6 +11,9 @@
 //! So a page that is in the cache, or enters it, is copied first and sent from the copy; a delta is made against the copy
 //! that was sent last; and a ZERO record sets the copy to zeros.
 //!
+//! What is left is judged by what pages took in the last pass, not by their size: a guest that could never be sent page by
+//! page in its downtime may well be sent delta by delta.
+//!
 //! The first pass goes without: it sends every page, and a cache smaller than the guest would only keep its end. What is
 //! sent again in the second pass is what the guest writes, and enters the cache then.
 
@@ -34,6 +37,9 @@ const HEAD_BYTES: usize = 8 + 256 + 3;
 /// The longest delta that is sent as one; together with its head it has to fit where a writer has room for a head. QEMU
 /// goes up to a whole page, where hardly anything is saved.
 const MAX_DELTA: usize = StreamWriter::HEAD_ROOM - HEAD_BYTES;
+
+/// The shortest record of a page: a word, and a zero page's fill byte.
+const LEAST_RECORD: u64 = 9;
 
 /// Refuses the capability where it cannot be, before anything is sent.
 pub(super) fn check(capabilities: Capabilities, has_ram_hooks: bool) -> Result<()> {
@@ -59,7 +65,8 @@ pub(crate) struct Xbzrle {
     most_slots: usize,
     /// Passes begun, not counting those that had no page; 0 is the first full one, which goes without.
     pass: u32,
-    used: bool,
+    /// Pages of the last pass that had any, and the bytes that they took.
+    last: Option<(u64, u64)>,
     /// The page as it is, as the receiver has it, and the record: here so that they are made once.
     new: Box<[u8; PAGE_SIZE]>,
     old: Box<[u8; PAGE_SIZE]>,
@@ -81,6 +88,9 @@ struct Tally {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
+    /// Pages put, however, and the bytes that they took.
+    put: u64,
+    bytes: u64,
     looked_up: u64,
     missed: u64,
     /// Of pages that went as deltas: their bytes, and the deltas'.
@@ -103,7 +113,7 @@ impl Xbzrle {
             asked: bytes,
             most_slots,
             pass: 0,
-            used: false,
+            last: None,
             new: Box::new([0; PAGE_SIZE]),
             old: Box::new([0; PAGE_SIZE]),
             delta: Box::new([0; MAX_DELTA]),
@@ -137,18 +147,32 @@ impl Xbzrle {
 
     /// The dirty log was read: what was put until now is on its way, and a new pass begins.
     pub(super) fn next_pass(&mut self) {
+        let Totals { put, bytes, .. } = std::mem::take(&mut self.tally.pass);
+        if put > 0 {
+            self.last = Some((put, bytes));
+        }
         // Two readings in a row, with nothing sent between them, make nothing older.
-        if self.pass == 0 || self.used {
+        if self.pass == 0 || put > 0 {
             self.pass = self.pass.saturating_add(1);
         }
-        self.used = false;
-        self.tally.pass = Totals::default();
     }
 
     /// Whether pages are to be put here.
     #[inline]
     pub(super) fn is_on(&self) -> bool {
         self.pass > 0
+    }
+
+    /// How many bytes `pages` pages will take, by what those of the last pass took.
+    pub(super) fn expected_bytes(&self, pages: u64) -> u64 {
+        let raw = pages.saturating_mul(PAGE_SIZE as u64);
+        match self.last {
+            // A pass may have had nothing new at all; the next one will.
+            Some((put, bytes)) => (u128::from(pages) * u128::from(bytes) / u128::from(put.max(1)))
+                .try_into()
+                .map_or(raw, |bytes: u64| bytes.clamp(pages.saturating_mul(LEAST_RECORD), raw)),
+            None => raw,
+        }
     }
 
     /// Lists a page in the shortest way; there must be room for a head and a page.
@@ -159,7 +183,20 @@ impl Xbzrle {
         page: Page<'_>,
         is_zero: bool,
     ) -> Result<Sent> {
-        self.used = true;
+        let before = out.position();
+        let sent = self.put_shortest(out, continued, page, is_zero)?;
+        self.tally.pass.put += 1;
+        self.tally.pass.bytes += out.position() - before;
+        Ok(sent)
+    }
+
+    fn put_shortest(
+        &mut self,
+        out: &mut StreamWriter,
+        continued: &mut encode::ContinueMemory,
+        page: Page<'_>,
+        is_zero: bool,
+    ) -> Result<Sent> {
         let key = Key::new(page.block, page.number);
         let found = key.and_then(|key| self.cache.find(key, self.pass));
         if is_zero {
