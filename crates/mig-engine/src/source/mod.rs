@@ -12,6 +12,7 @@
 
 mod bandwidth;
 mod beside;
+mod brake;
 mod convergence;
 pub(crate) mod pages;
 pub(crate) mod ram;
@@ -336,16 +337,6 @@ impl Source {
         Ok(confirmed)
     }
 
-    /// With auto-converge on, the guest has to be one that can be slowed down.
-    fn check_throttle(&mut self) -> Result<()> {
-        if self.capabilities.auto_converge && !self.guest.throttle(0) {
-            return Err(Error::misuse(
-                "auto-converge is on, and this guest cannot be slowed down: turn it off, or implement Guest::throttle",
-            ));
-        }
-        Ok(())
-    }
-
     fn return_path_blocks(&self) -> Result<Vec<SourceBlock>> {
         (0..self.memory.block_count())
             .filter_map(|index| self.memory.block(index))
@@ -606,24 +597,6 @@ impl Job<'_> {
                 Decision::SwitchOver => return Ok(()),
                 Decision::AnotherPass => pass += 1,
             }
-        }
-    }
-
-    /// Slows the guest down if it writes too much; see [`Throttle`].
-    fn brake(&mut self, since: Interval) {
-        let Some(throttle) = &mut self.throttle else { return };
-        let Some(percent) = throttle.judge(since, &self.shared.parameters()) else { return };
-        self.progress.throttled.store(true, Ordering::Relaxed);
-        tracing::debug!(percent, "auto-converge");
-        self.guest.throttle(percent);
-        self.shared.statistics.cpu_throttle_percentage.set(percent.into());
-    }
-
-    /// The guest stands still: wherever it goes on, it is at full speed.
-    fn release_brake(&mut self) {
-        if self.progress.throttled.swap(false, Ordering::Relaxed) {
-            self.guest.throttle(0);
-            self.shared.statistics.cpu_throttle_percentage.set(0);
         }
     }
 
