@@ -17,6 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     failure::Result,
+    link::LinkEnd,
     role::{self, Foreign, Role},
 };
 
@@ -42,8 +43,16 @@ pub(crate) struct Helper {
 impl Helper {
     /// This program again, in a role of its own.
     pub(crate) fn role(name: &str, role: &Role) -> Result<Self> {
+        Self::role_at(None, name, role)
+    }
+
+    /// The same, at one end of a link if one is given.
+    pub(crate) fn role_at(at: Option<&LinkEnd>, name: &str, role: &Role) -> Result<Self> {
         let program = std::env::current_exe()?;
-        let mut command = Command::new(program);
+        let mut command = match at {
+            Some(end) => end.command(&program),
+            None => Command::new(program),
+        };
         command.arg(role::ARGUMENT).arg(serde_json::to_string(role)?);
         Self::start(name, command)
     }
@@ -158,10 +167,12 @@ impl Helper {
 
     /// The most memory it ever had in use, in bytes; none once it has ended.
     pub(crate) fn peak_rss(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib << 10)
+        peak_rss(self.id())
+    }
+
+    /// Processor time of the first of its threads with one of these names.
+    pub(crate) fn thread_seconds(&self, names: &[&str]) -> Result<f64> {
+        thread_seconds(self.id(), names)
     }
 }
 
@@ -171,6 +182,33 @@ impl Drop for Helper {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
+}
+
+/// The most memory a process ever had in use, in bytes; none once it has ended.
+pub(crate) fn peak_rss(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Processor time of the first thread of a process with one of these names, to the nanosecond where the kernel keeps it.
+pub(crate) fn thread_seconds(process: u32, names: &[&str]) -> Result<f64> {
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let thread = thread?.path();
+        // A thread may end while it is looked at.
+        let Ok(name) = fs::read_to_string(thread.join("comm")) else { continue };
+        if !names.contains(&name.trim_end()) {
+            continue;
+        }
+        let exact = fs::read_to_string(thread.join("schedstat")).ok();
+        let nanos = exact.as_deref().and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+        return match nanos {
+            Some(nanos) if nanos > 0 => Ok(nanos as f64 / 1e9),
+            _ => cpu_seconds(&thread.join("stat")),
+        };
+    }
+    Err(format!("process {process} has no thread called {}", names.join(" or ")).into())
 }
 
 fn cpu_seconds(stat: &Path) -> Result<f64> {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{contestant::Contestant, failure::Result, memory};
 
 /// One turn of one contestant.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Sample {
     /// Wall time of the transfer.
     pub(crate) seconds: f64,
@@ -13,6 +13,9 @@ pub(crate) struct Sample {
     pub(crate) cpu_seconds: Option<f64>,
     /// Payload.
     pub(crate) bytes: u64,
+    /// What went over the wire for it, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) wire_bytes: Option<u64>,
 }
 
 /// A contestant and all its turns.
@@ -32,6 +35,13 @@ impl Entry {
 
     pub(crate) fn rates(&self) -> impl Iterator<Item = f64> + '_ {
         self.samples.iter().map(|sample| sample.bytes as f64 / sample.seconds)
+    }
+
+    /// Payload for each byte on the wire, of the turns that know.
+    pub(crate) fn compression(&self) -> impl Iterator<Item = f64> + '_ {
+        let known =
+            self.samples.iter().filter_map(|sample| Some((sample.bytes, sample.wire_bytes?)));
+        known.map(|(bytes, wire)| bytes as f64 / wire as f64)
     }
 
     /// Of every turn, or none at all.

@@ -20,7 +20,7 @@ pub(crate) struct Flags {
     /// Guest memory of the throughput contests [default: 2GiB, over rdma 256MiB]
     #[arg(long, value_name = "BYTES")]
     pub(crate) size: Option<ByteSize>,
-    /// Measure in the lab, a virtual machine with an RDMA device; what is over rdma, if nothing is named
+    /// Measure in the lab, a virtual machine with an RDMA device and netem; what needs those, if nothing is named
     #[arg(long)]
     pub(crate) lab: bool,
     /// Write everything that was measured to this file

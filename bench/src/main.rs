@@ -20,6 +20,7 @@ mod contestant;
 mod failure;
 mod flags;
 mod lab;
+mod link;
 mod machine;
 mod markdown;
 mod memory;

@@ -7,7 +7,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use mig_ram::{BlockOptions, GuestMemory, HugePages, RamBlock, RamBlocks};
+use mig_ram::{BlockOptions, GuestMemory, HugePages, PAGE_SIZE, RamBlock, RamBlocks};
 use mig_transport::RegionSlice;
 use rustix::fs::MemfdFlags;
 
@@ -35,9 +35,18 @@ pub(crate) fn whole(ram: &RamBlocks) -> RegionSlice {
     RegionSlice::whole(ram.block(0).expect("guest_ram makes one block").region)
 }
 
-/// Fills guest memory with pages that neither compress nor repeat.
-pub(crate) fn fill(ram: &RegionSlice, seed: u64) {
-    let mut noise = Noise(seed | 1);
+/// What pages hold; the same seed gives the same bytes, in guest memory and in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Texture {
+    /// They neither compress nor repeat.
+    Noise,
+    /// A quarter of each does not, the rest is one byte repeated: 4 : 1 for any general compressor.
+    Quarter,
+}
+
+/// Fills guest memory.
+pub(crate) fn fill(ram: &RegionSlice, seed: u64, texture: Texture) {
+    let mut noise = Noise::new(seed, texture);
     let mut chunk = vec![0; CHUNK.min(ram.len())];
     for offset in (0..ram.len()).step_by(CHUNK) {
         let len = CHUNK.min(ram.len() - offset);
@@ -66,12 +75,15 @@ pub(crate) fn checksum(ram: &RegionSlice) -> u64 {
 
 /// A file in memory, filled like guest memory, which another process can open by its path while this one lives.
 #[derive(Debug)]
-pub(crate) struct FilledFile(File);
+pub(crate) struct FilledFile {
+    file: File,
+    bytes: u64,
+}
 
 impl FilledFile {
-    pub(crate) fn new(bytes: u64, seed: u64) -> io::Result<Self> {
+    pub(crate) fn new(bytes: u64, seed: u64, texture: Texture) -> io::Result<Self> {
         let mut file = File::from(rustix::fs::memfd_create("mig-bench", MemfdFlags::CLOEXEC)?);
-        let mut noise = Noise(seed | 1);
+        let mut noise = Noise::new(seed, texture);
         let mut chunk = vec![0; CHUNK];
         let mut left = bytes;
         while left > 0 {
@@ -81,24 +93,49 @@ impl FilledFile {
             file.write_all(chunk)?;
             left -= len;
         }
-        Ok(Self(file))
+        Ok(Self { file, bytes })
     }
 
     pub(crate) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 
 /// Repeatable noise (xorshift64*).
-struct Noise(u64);
+struct Noise {
+    state: u64,
+    texture: Texture,
+}
 
 impl Noise {
+    fn new(seed: u64, texture: Texture) -> Self {
+        Self { state: seed | 1, texture }
+    }
+
+    /// Whole pages, the last of all perhaps cut.
     fn fill(&mut self, into: &mut [u8]) {
+        match self.texture {
+            Texture::Noise => self.noise(into),
+            Texture::Quarter => {
+                for page in into.chunks_mut(PAGE_SIZE) {
+                    let (noise, rest) = page.split_at_mut((PAGE_SIZE / 4).min(page.len()));
+                    self.noise(noise);
+                    rest.fill(0x5a);
+                }
+            }
+        }
+    }
+
+    fn noise(&mut self, into: &mut [u8]) {
         for word in into.chunks_mut(8) {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            let next = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+            self.state ^= self.state >> 12;
+            self.state ^= self.state << 25;
+            self.state ^= self.state >> 27;
+            let next = self.state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
             word.copy_from_slice(&next[..word.len()]);
         }
     }
@@ -114,18 +151,34 @@ mod tests {
     fn the_checksum_sees_contents_and_order() {
         let ram = RegionSlice::whole(VecRegion::zeroed(8192));
         let zero = checksum(&ram);
-        fill(&ram, 7);
+        fill(&ram, 7, Texture::Noise);
         let filled = checksum(&ram);
         assert_ne!(filled, zero);
-        fill(&ram, 8);
+        fill(&ram, 8, Texture::Noise);
         assert_ne!(checksum(&ram), filled);
         let (mut first, mut second) = (vec![0; 4096], vec![0; 4096]);
         let halves = [ram.sub(0, 4096).unwrap(), ram.sub(4096, 4096).unwrap()];
-        fill(&ram, 7);
+        fill(&ram, 7, Texture::Noise);
         halves[0].copy_out(&mut first);
         halves[1].copy_out(&mut second);
         halves[0].copy_in(&second);
         halves[1].copy_in(&first);
         assert_ne!(checksum(&ram), filled);
+    }
+
+    #[test]
+    fn a_file_holds_what_guest_memory_holds() {
+        const BYTES: usize = CHUNK + 3 * PAGE_SIZE;
+        for texture in [Texture::Noise, Texture::Quarter] {
+            let ram = RegionSlice::whole(VecRegion::zeroed(BYTES));
+            fill(&ram, 7, texture);
+            let mut memory = vec![0; BYTES];
+            ram.copy_out(&mut memory);
+            let file = FilledFile::new(BYTES as u64, 7, texture).unwrap();
+            assert!(memory == std::fs::read(file.path()).unwrap(), "{texture:?}");
+            let last = &memory[BYTES - PAGE_SIZE..];
+            let repeats = last[PAGE_SIZE / 4..].iter().all(|byte| *byte == 0x5a);
+            assert_eq!(repeats, texture == Texture::Quarter);
+        }
     }
 }

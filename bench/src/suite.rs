@@ -44,7 +44,7 @@ pub(crate) fn run(flags: &Flags) -> Result<()> {
 pub(crate) fn wanted(flags: &Flags) -> impl Iterator<Item = &'static Benchmark> {
     let lab = flags.lab || flags.in_lab;
     benchmark::ALL.iter().filter(move |benchmark| match &flags.names[..] {
-        [] => benchmark.rdma || !lab,
+        [] => benchmark.lab || !lab,
         names => names.iter().any(|wanted| wanted == benchmark.name),
     })
 }

@@ -7,9 +7,8 @@ use crate::{
     contest::contest,
     contestant::{Binary, Contestant, Mig, Qemu, Transport},
     failure::Result,
-    memory::FilledFile,
+    memory::{FilledFile, Texture},
     report::{Figure, Goal, Section},
-    role::{Contents, Pattern},
     statistics::Spread,
 };
 
@@ -34,22 +33,14 @@ fn against_qemu(
             "no qemu-system-x86_64 runs here; `apt install qemu-system-x86` brings it".into()
         );
     }
-    let contents = Rc::new(FilledFile::new(plan.size(), 11)?);
-    let pattern = Pattern::Nothing;
-    let mig = Mig {
-        name: "mig",
-        transport,
-        ram_bytes: plan.size(),
-        warm: false,
-        contents: Contents::NOISE,
-        pattern,
-    };
+    let contents = Rc::new(FilledFile::new(plan.size(), 11, Texture::Noise)?);
+    let mig = Mig::of_noise("mig", transport, plan.size());
     let mut contestants: Vec<Box<dyn Contestant>> = vec![Box::new(mig)];
     let mut versions = Vec::new();
     for binary in binaries {
         versions.push(binary.version().to_owned());
         let contents = Rc::clone(&contents);
-        contestants.push(Box::new(Qemu { binary, transport, ram_bytes: plan.size(), contents }));
+        contestants.push(Box::new(Qemu { binary, transport, contents, multifd: None }));
     }
     let name = format!("{}-cold", transport.name());
     section.entries = contest(&name, &mut contestants, plan.runs)?;

@@ -66,7 +66,7 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
             let seconds = begun.elapsed().as_secs_f64();
             eprintln!("decoder {run}/{} {}: {seconds:.4} s", plan.runs, entry.name);
             let bytes = stream.len() as u64;
-            entry.samples.push(Sample { seconds, cpu_seconds: None, bytes });
+            entry.samples.push(Sample { seconds, bytes, ..Sample::default() });
         }
     }
     for entry in &entries {

@@ -6,7 +6,6 @@ use crate::{
     failure::Result,
     memory,
     report::{Figure, Goal, Section},
-    role::{Contents, Pattern},
     statistics::Spread,
 };
 
@@ -14,8 +13,7 @@ const RAM: u64 = 1 << 30;
 
 pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     for (name, warm) in [("warm memory", true), ("cold memory", false)] {
-        let (transport, pattern) = (Transport::Tcp, Pattern::Nothing);
-        let mig = Mig { name, transport, ram_bytes: RAM, warm, contents: Contents::NOISE, pattern };
+        let mig = Mig { warm, ..Mig::of_noise(name, Transport::Tcp, RAM) };
         let mut downtimes = Vec::new();
         for run in 1..=plan.runs {
             memory::prime(2 * RAM);

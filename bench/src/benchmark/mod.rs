@@ -1,13 +1,17 @@
 //! The benchmarks, one file each kind, in the order in which they run.
 
 mod cold;
+mod curve;
 mod decoder;
 mod downtime;
+mod multifd;
+mod netem;
 mod rate_limit;
 mod rdma;
 mod receiver_memory;
 mod stripe;
 mod warm;
+mod xbzrle;
 mod zero;
 
 use crate::{failure::Result, report::Section};
@@ -37,8 +41,8 @@ impl Plan {
 pub(crate) struct Benchmark {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
-    /// Whether it needs a device that the lab has.
-    pub(crate) rdma: bool,
+    /// Whether it needs what the lab has: a device, a link to be shaped.
+    pub(crate) lab: bool,
     pub(crate) run: fn(&Plan, &mut Section) -> Result<()>,
 }
 
@@ -47,79 +51,115 @@ pub(crate) const ALL: &[Benchmark] = &[
     Benchmark {
         name: "tcp-warm",
         title: "one tcp stream into warm memory, against iperf3",
-        rdma: false,
+        lab: false,
         run: warm::tcp,
     },
     Benchmark {
         name: "unix-warm",
         title: "one unix stream into warm memory, against a bare loop",
-        rdma: false,
+        lab: false,
         run: warm::unix,
     },
     Benchmark {
         name: "tcp-cold",
         title: "one tcp stream into cold memory, against QEMU",
-        rdma: false,
+        lab: false,
         run: cold::tcp,
     },
     Benchmark {
         name: "unix-cold",
         title: "one unix stream into cold memory, against QEMU",
-        rdma: false,
+        lab: false,
         run: cold::unix,
+    },
+    Benchmark {
+        name: "multifd-cold",
+        title: "2 data channels over tcp into cold memory, against QEMU",
+        lab: false,
+        run: multifd::cold,
+    },
+    Benchmark {
+        name: "multifd-warm",
+        title: "2 data channels into warm memory, against iperf3",
+        lab: false,
+        run: multifd::warm,
+    },
+    Benchmark {
+        name: "multifd-zstd",
+        title: "2 data channels with zstd into cold memory, against QEMU",
+        lab: false,
+        run: multifd::zstd,
+    },
+    Benchmark {
+        name: "multifd-curve",
+        title: "2 data channels, from a small guest to a large one",
+        lab: false,
+        run: curve::run,
+    },
+    Benchmark {
+        name: "xbzrle",
+        title: "deltas of a guest that touches 8 bytes a page, against QEMU",
+        lab: false,
+        run: xbzrle::run,
     },
     Benchmark {
         name: "stripe",
         title: "every second page dirty, against as many in one run",
-        rdma: false,
+        lab: false,
         run: stripe::run,
     },
     Benchmark {
         name: "idle-downtime",
         title: "downtime of an idle guest over tcp",
-        rdma: false,
+        lab: false,
         run: downtime::run,
     },
     Benchmark {
         name: "rate-limit",
         title: "a limited rate over tcp, as the receiver sees it",
-        rdma: false,
+        lab: false,
         run: rate_limit::run,
     },
     Benchmark {
         name: "decoder",
         title: "the decoder on a stream in memory",
-        rdma: false,
+        lab: false,
         run: decoder::run,
     },
     Benchmark {
         name: "recv-rss",
         title: "memory of `mig recv` for a short and a long stream",
-        rdma: false,
+        lab: false,
         run: receiver_memory::run,
+    },
+    Benchmark {
+        name: "multifd-netem",
+        title: "1 Gbit/s and 20 ms, against the link",
+        lab: true,
+        run: netem::run,
     },
     Benchmark {
         name: "rdma-throughput",
         title: "incompressible memory over rdma, against ib_write_bw and QEMU",
-        rdma: true,
+        lab: true,
         run: rdma::throughput,
     },
     Benchmark {
         name: "rdma-zero",
         title: "zero pages over rdma, against incompressible ones",
-        rdma: true,
+        lab: true,
         run: rdma::zero,
     },
     Benchmark {
         name: "rdma-stream",
         title: "stream bytes over rdma, against messages of 32 KiB one at a time",
-        rdma: true,
+        lab: true,
         run: rdma::stream,
     },
     Benchmark {
-        name: "zero-test",
-        title: "the zero test against reading memory",
-        rdma: false,
+        name: "zero-scan",
+        title: "the zero test of zeros, against reading memory",
+        lab: false,
         run: zero::run,
     },
 ];

@@ -7,10 +7,10 @@ use crate::{
     contest::{Entry, contest},
     contestant::{Binary, Contestant, IbWriteBw, Mig, Qemu, QemuState, RdmaStream, Transport},
     failure::Result,
-    memory::FilledFile,
+    memory::{FilledFile, Texture},
     rdma::Device,
     report::{Figure, Goal, Section},
-    role::{Contents, Pattern, Speaker},
+    role::{Contents, Speaker},
     statistics::Spread,
 };
 
@@ -27,8 +27,8 @@ fn mig(
     contents: Contents,
     ram_bytes: u64,
 ) -> Box<dyn Contestant> {
-    let (transport, pattern) = (Transport::Rdma { pin_all }, Pattern::Nothing);
-    Box::new(Mig { name, transport, ram_bytes, warm, contents, pattern })
+    let transport = Transport::Rdma { pin_all };
+    Box::new(Mig { warm, contents, ..Mig::of_noise(name, transport, ram_bytes) })
 }
 
 pub(super) fn throughput(plan: &Plan, section: &mut Section) -> Result<()> {
@@ -41,13 +41,13 @@ pub(super) fn throughput(plan: &Plan, section: &mut Section) -> Result<()> {
         noise("mig, chunks, cold", false, false),
         noise("mig, pin-all, cold", true, false),
     ];
-    let contents = Rc::new(FilledFile::new(plan.rdma_size(), 11)?);
+    let contents = Rc::new(FilledFile::new(plan.rdma_size(), 11, Texture::Noise)?);
     let mut qemus = Vec::new();
     for binary in Binary::all() {
         for pin_all in [false, true] {
             let (binary, contents) = (binary.clone(), Rc::clone(&contents));
             let transport = Transport::Rdma { pin_all };
-            let qemu = Qemu { binary, transport, ram_bytes: plan.rdma_size(), contents };
+            let qemu = Qemu { binary, transport, contents, multifd: None };
             qemus.push((pin_all, qemu.name()));
             contestants.push(Box::new(qemu));
         }

@@ -6,14 +6,13 @@ use crate::{
     contestant::{Contestant, Mig, Transport},
     failure::Result,
     report::{Figure, Goal, Section},
-    role::{Contents, Pattern},
+    role::Pattern,
     statistics::Spread,
 };
 
 pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     let mig = |name, pattern| -> Box<dyn Contestant> {
-        let (transport, ram_bytes) = (Transport::Tcp, plan.size());
-        Box::new(Mig { name, transport, ram_bytes, warm: true, contents: Contents::NOISE, pattern })
+        Box::new(Mig { warm: true, pattern, ..Mig::of_noise(name, Transport::Tcp, plan.size()) })
     };
     let mut contestants =
         [mig("every second page", Pattern::EverySecond), mig("contiguous", Pattern::FirstHalf)];

@@ -6,20 +6,12 @@ use crate::{
     contestant::{Iperf, Mig, PlainLoop, Transport},
     failure::Result,
     report::{Figure, Goal, Section},
-    role::{Contents, Pattern, Walk},
+    role::Walk,
     statistics::Spread,
 };
 
 fn mig(plan: &Plan, transport: Transport) -> Box<Mig> {
-    let pattern = Pattern::Nothing;
-    Box::new(Mig {
-        name: "mig",
-        transport,
-        ram_bytes: plan.size(),
-        warm: true,
-        contents: Contents::NOISE,
-        pattern,
-    })
+    Box::new(Mig { warm: true, ..Mig::of_noise("mig", transport, plan.size()) })
 }
 
 pub(super) fn tcp(plan: &Plan, section: &mut Section) -> Result<()> {

@@ -59,7 +59,7 @@ impl Contestant for IbWriteBw {
         server.rest(STEP)?;
         let bytes = count * MESSAGE;
         let sample =
-            Sample { seconds: bytes as f64 / average(&told, count)?, cpu_seconds: None, bytes };
+            Sample { seconds: bytes as f64 / average(&told, count)?, bytes, ..Sample::default() };
         Ok(Turn { sample, remark: None })
     }
 }

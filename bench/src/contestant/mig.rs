@@ -1,5 +1,7 @@
 //! Ourselves: a source and a destination of `mig-engine`, in two processes.
 
+use std::rc::Rc;
+
 use tempfile::TempDir;
 
 use super::{Contestant, Turn};
@@ -7,10 +9,11 @@ use crate::{
     child::{Helper, STEP, TRANSFER},
     contest::Sample,
     failure::Result,
+    link::Link,
     rdma,
     role::{
-        Contents, DestinationResult, DestinationRole, Go, Pattern, Ready, Role, SourceResult,
-        SourceRole,
+        Contents, DestinationResult, DestinationRole, Go, Multifd, Pattern, Ready, Role,
+        SourceResult, SourceRole,
     },
 };
 
@@ -57,6 +60,10 @@ pub(crate) struct Mig {
     pub(crate) contents: Contents,
     /// With one, only the second pass is the turn.
     pub(crate) pattern: Pattern,
+    /// Data channels, if there are any.
+    pub(crate) multifd: Option<Multifd>,
+    /// Over this instead of the loopback, by tcp.
+    pub(crate) link: Option<Rc<Link>>,
 }
 
 /// What both ends said after a migration.
@@ -67,10 +74,28 @@ pub(crate) struct Migrated {
 }
 
 impl Mig {
+    /// One pass over one channel into cold memory: what contests begin with.
+    pub(crate) fn of_noise(name: &'static str, transport: Transport, ram_bytes: u64) -> Self {
+        Self {
+            name,
+            transport,
+            ram_bytes,
+            warm: false,
+            contents: Contents::NOISE,
+            pattern: Pattern::Nothing,
+            multifd: None,
+            link: None,
+        }
+    }
+
     /// Migrates once and compares memory.
     pub(crate) fn migrate(&self) -> Result<Migrated> {
-        let (listen, _folder) = self.transport.listen()?;
+        let (listen, _folder) = match &self.link {
+            Some(link) => (format!("tcp:{}:0", link.far().address), None),
+            None => self.transport.listen()?,
+        };
         let mut role = SourceRole::idle(self.ram_bytes, self.contents);
+        role.multifd = self.multifd;
         if let Transport::Rdma { pin_all } = self.transport {
             role.rdma_pin_all = pin_all;
             role.return_path = false;
@@ -80,14 +105,17 @@ impl Mig {
             // So that no pattern fits what may be sent with the guest stopped.
             role.downtime_limit_ms = 1;
         }
-        let mut source = Helper::role("the source", &Role::Source(role))?;
+        let link = self.link.as_deref();
+        let mut source = Helper::role_at(link.map(Link::near), "the source", &Role::Source(role))?;
         let _filled: Ready = source.hear(STEP)?;
-        let mut destination = Helper::role(
+        let mut destination = Helper::role_at(
+            link.map(Link::far),
             "the destination",
             &Role::Destination(DestinationRole {
                 listen,
                 ram_bytes: self.ram_bytes,
                 warm: self.warm,
+                multifd: self.multifd,
             }),
         )?;
         let ready: Ready = destination.hear(STEP)?;
@@ -120,9 +148,10 @@ impl Contestant for Mig {
                 seconds: source.seconds,
                 cpu_seconds: Some(source.cpu_seconds + destination.cpu_seconds),
                 bytes: self.ram_bytes,
+                wire_bytes: Some(source.wire_bytes),
             },
             (_, Some((seconds, pages))) => {
-                Sample { seconds, cpu_seconds: None, bytes: pages * mig_ram::PAGE_SIZE as u64 }
+                Sample { seconds, bytes: pages * mig_ram::PAGE_SIZE as u64, ..Sample::default() }
             }
             (_, None) => return Err("there was no second pass".into()),
         };

@@ -6,14 +6,16 @@ mod mig;
 mod plain_loop;
 mod qemu;
 mod rdma_stream;
+mod touched;
 
 pub(crate) use self::{
     ib_write_bw::IbWriteBw,
     iperf::Iperf,
     mig::{Mig, Transport},
     plain_loop::PlainLoop,
-    qemu::{Binary, Qemu, QemuState},
+    qemu::{Binary, Qemu, QemuState, QemuTouched},
     rdma_stream::RdmaStream,
+    touched::Touched,
 };
 use crate::{contest::Sample, failure::Result};
 

@@ -43,6 +43,7 @@ impl Contestant for PlainLoop {
             seconds: written.seconds,
             cpu_seconds: Some(written.cpu_seconds + read.cpu_seconds),
             bytes: self.bytes,
+            ..Sample::default()
         };
         Ok(Turn { sample, remark: None })
     }

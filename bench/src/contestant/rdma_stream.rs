@@ -51,6 +51,7 @@ impl Contestant for RdmaStream {
             seconds: read.seconds,
             cpu_seconds: Some(sent.cpu_seconds + read.cpu_seconds),
             bytes: self.bytes as u64,
+            ..Sample::default()
         };
         Ok(Turn { sample, remark: None })
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     failure::Result,
-    memory::{fill, whole},
+    memory::{Texture, fill, whole},
 };
 
 /// See the module.
@@ -13,6 +13,8 @@ use crate::{
 pub(crate) enum Contents {
     /// Pages that neither compress nor repeat; repeatable by the seed.
     Noise(u64),
+    /// Pages of which a quarter is noise: 4 : 1 for a compressor.
+    Quarter(u64),
     /// Zeros that somebody wrote: every page is there.
     Zeros,
     /// What nobody touched.
@@ -26,7 +28,8 @@ impl Contents {
     pub(super) fn put_into(self, ram: &RamBlocks) -> Result<()> {
         let memory = whole(ram);
         match self {
-            Self::Noise(seed) => fill(&memory, seed),
+            Self::Noise(seed) => fill(&memory, seed, Texture::Noise),
+            Self::Quarter(seed) => fill(&memory, seed, Texture::Quarter),
             Self::Zeros => {
                 for offset in (0..memory.len()).step_by(PAGE_SIZE) {
                     memory.sub(offset, 1)?.copy_in(&[0]);

@@ -6,8 +6,9 @@ use mig_engine::Destination;
 use mig_ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 
-use super::{Ready, cpu, guest::IdleGuest, meeting::listener, on_runtime, say};
+use super::{Multifd, Ready, cpu, guest::IdleGuest, meeting::listener, on_runtime, say};
 use crate::{
+    child::peak_rss,
     failure::Result,
     memory::{checksum, guest_ram, whole},
 };
@@ -19,6 +20,8 @@ pub(crate) struct DestinationRole {
     pub(crate) ram_bytes: u64,
     /// Memory is touched before it listens.
     pub(crate) warm: bool,
+    /// Data channels, if there are any.
+    pub(crate) multifd: Option<Multifd>,
 }
 
 /// What it measured.
@@ -28,6 +31,8 @@ pub(crate) struct DestinationResult {
     pub(crate) cpu_seconds: f64,
     /// How pages were brought into place.
     pub(crate) placement: Option<String>,
+    /// The most memory this process ever had in use, guest memory included, in bytes.
+    pub(crate) peak_rss: Option<u64>,
     /// Of guest memory.
     pub(crate) checksum: u64,
 }
@@ -41,6 +46,9 @@ pub(super) fn live(role: &DestinationRole) -> Result<()> {
     }
     let mut destination =
         Destination::new(Arc::clone(&memory) as Arc<dyn GuestMemory>, Box::new(IdleGuest));
+    if role.multifd.is_some() {
+        return Err("this destination takes no data channels yet".into());
+    }
     let cpu_seconds = on_runtime(async {
         let mut listener = listener(&role.listen).await?;
         say(&Ready { address: listener.local_addresses().into_iter().next() })?;
@@ -52,5 +60,7 @@ pub(super) fn live(role: &DestinationRole) -> Result<()> {
         let passed_over = placement.info().passed_over.iter().map(|over| format!("; {over}"));
         format!("{}{}", placement.info().mechanism, passed_over.collect::<String>())
     });
-    say(&DestinationResult { cpu_seconds, placement, checksum: checksum(&whole(&memory)) })
+    let peak_rss = peak_rss(std::process::id());
+    let checksum = checksum(&whole(&memory));
+    say(&DestinationResult { cpu_seconds, placement, peak_rss, checksum })
 }

@@ -12,11 +12,15 @@ mod destination;
 mod foreign;
 mod guest;
 mod meeting;
+mod multifd;
 mod paced;
 mod patterned;
 mod plain_loop;
 mod rdma_stream;
+mod sink;
 mod source;
+mod touched;
+mod touching_guest;
 
 use std::{
     ffi::OsString,
@@ -32,11 +36,14 @@ pub(crate) use self::{
     contents::Contents,
     destination::{DestinationResult, DestinationRole},
     foreign::Foreign,
+    multifd::{Compression, Multifd},
     paced::{PacedQuestion, PacedResult, PacedRole},
     patterned::Pattern,
     plain_loop::{LoopResult, LoopRole, Walk},
     rdma_stream::{Speaker, StreamResult, StreamRole},
     source::{SourceResult, SourceRole},
+    touched::{TouchedResult, TouchedRole},
+    touching_guest::Touch,
 };
 use crate::failure::{Result, chain};
 
@@ -60,6 +67,10 @@ pub(crate) enum Role {
     RdmaStreamReader(StreamRole),
     /// Reads a stream and notes when what came.
     Paced(PacedRole),
+    /// A source whose guest touches every page again and again.
+    Touched(TouchedRole),
+    /// Reads over tcp and throws away.
+    Sink,
     /// Somebody else's program.
     Foreign(Foreign),
 }
@@ -99,6 +110,8 @@ fn live(role: Option<OsString>) -> Result<()> {
         Role::RdmaStreamSender(role) => rdma_stream::send(&role),
         Role::RdmaStreamReader(role) => rdma_stream::read(&role),
         Role::Paced(role) => paced::live(&role),
+        Role::Touched(role) => touched::live(&role),
+        Role::Sink => sink::live(),
         Role::Foreign(foreign) => foreign.live(),
     }
 }

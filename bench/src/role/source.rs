@@ -6,10 +6,11 @@ use mig_engine::{Capabilities, Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Contents, Go, Pattern, Ready, cpu, guest::IdleGuest, hear, meeting::connector, on_runtime,
-    patterned::Patterned, say,
+    Contents, Go, Multifd, Pattern, Ready, cpu, guest::IdleGuest, hear, meeting::connector,
+    on_runtime, patterned::Patterned, say,
 };
 use crate::{
+    child::peak_rss,
     failure::Result,
     memory::{checksum, guest_ram, whole},
 };
@@ -25,6 +26,8 @@ pub(crate) struct SourceRole {
     pub(crate) contents: Contents,
     /// Over `rdma:`, register all memory of both ends up front.
     pub(crate) rdma_pin_all: bool,
+    /// Data channels, if there are any.
+    pub(crate) multifd: Option<Multifd>,
 }
 
 impl SourceRole {
@@ -39,6 +42,7 @@ impl SourceRole {
             downtime_limit_ms: downtime_limit,
             contents,
             rdma_pin_all: false,
+            multifd: None,
         }
     }
 }
@@ -60,6 +64,8 @@ pub(crate) struct SourceResult {
     pub(crate) normal_pages: u64,
     /// Seconds and pages of the second pass, if there was one.
     pub(crate) second_pass: Option<(f64, u64)>,
+    /// The most memory this process ever had in use, guest memory included, in bytes.
+    pub(crate) peak_rss: Option<u64>,
     /// Of guest memory.
     pub(crate) checksum: u64,
 }
@@ -75,6 +81,9 @@ pub(super) fn live(role: &SourceRole) -> Result<()> {
     let mut parameters = Parameters::default();
     parameters.max_bandwidth = role.max_bandwidth;
     parameters.downtime_limit = role.downtime_limit_ms;
+    if let Some(multifd) = role.multifd {
+        multifd.apply(&mut capabilities, &mut parameters);
+    }
     let mut source = Source::new(Arc::clone(&memory) as _, Box::new(IdleGuest))
         .with_capabilities(capabilities)
         .with_parameters(parameters);
@@ -93,6 +102,7 @@ pub(super) fn live(role: &SourceRole) -> Result<()> {
         precopy_bytes: ram.precopy_bytes,
         normal_pages: ram.normal,
         second_pass: memory.second_pass(),
+        peak_rss: peak_rss(std::process::id()),
         checksum: checksum(&whole(memory.ram())),
     })
 }

@@ -6,8 +6,10 @@
 //! at the source means loaded at the destination.
 
 mod binary;
+mod firmware;
 mod running;
 mod state;
+mod touched;
 
 use std::{path::Path, rc::Rc, time::Instant};
 
@@ -15,25 +17,35 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use self::running::Running;
-pub(crate) use self::{binary::Binary, state::QemuState};
+pub(crate) use self::{binary::Binary, state::QemuState, touched::QemuTouched};
 use super::{Contestant, Transport, Turn};
-use crate::{child::TRANSFER, contest::Sample, failure::Result, memory::FilledFile, rdma};
+use crate::{
+    child::TRANSFER, contest::Sample, failure::Result, memory::FilledFile, rdma, role::Multifd,
+};
 
 /// One migration a turn.
 pub(crate) struct Qemu {
     pub(crate) binary: Binary,
     pub(crate) transport: Transport,
-    pub(crate) ram_bytes: u64,
+    /// Its guest's memory.
     pub(crate) contents: Rc<FilledFile>,
+    /// Data channels, if there are any.
+    pub(crate) multifd: Option<Multifd>,
 }
+
 impl Qemu {
     fn start(&self, name: &str, folder: &TempDir, more: &[String]) -> Result<Running> {
-        Running::start(&self.binary, self.transport, self.ram_bytes, name, folder, more)
+        let bytes = self.contents.bytes();
+        let mut running = Running::start(&self.binary, self.transport, bytes, name, folder, more)?;
+        if let Some(multifd) = self.multifd {
+            running.use_multifd(multifd)?;
+        }
+        Ok(running)
     }
 
     /// The guest's memory, under the same name at both ends: that is the block's name on the wire.
     fn memory(&self, backend: &str) -> Vec<String> {
-        let object = format!("{backend},id=ram,size={}", self.ram_bytes);
+        let object = format!("{backend},id=ram,size={}", self.contents.bytes());
         ["-machine", "pc,memory-backend=ram", "-object", &object].map(str::to_owned).to_vec()
     }
 }
@@ -49,7 +61,7 @@ impl Contestant for Qemu {
     }
 
     fn memory_bytes(&self) -> u64 {
-        2 * self.ram_bytes
+        2 * self.contents.bytes()
     }
 
     fn run(&mut self) -> Result<Turn> {
@@ -90,11 +102,16 @@ impl Contestant for Qemu {
             let what = format!("{loaded} and the source {ended}: {told}");
             return Err(destination.process.complaint(&what).into());
         }
-        if normal < self.ram_bytes / 100 * 99 {
+        if normal < self.contents.bytes() / 100 * 99 {
             return Err(format!("only {normal} bytes went as whole pages: {told}").into());
         }
         let total = told["total-time"].as_u64().map(|ms| format!("its own total-time {ms} ms"));
-        let sample = Sample { seconds, cpu_seconds: Some(cpu_seconds), bytes: self.ram_bytes };
+        let sample = Sample {
+            seconds,
+            cpu_seconds: Some(cpu_seconds),
+            bytes: self.contents.bytes(),
+            wire_bytes: told["ram"]["transferred"].as_u64(),
+        };
         Ok(Turn { sample, remark: total })
     }
 }

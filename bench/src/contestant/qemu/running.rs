@@ -13,6 +13,7 @@ use crate::{
     child::{Helper, STEP},
     failure::Result,
     qmp::Qmp,
+    role::Multifd,
 };
 
 /// More than any machine moves: QEMU's own default would be the limit.
@@ -38,7 +39,7 @@ impl Running {
         let listener = UnixListener::bind(&socket)?;
         let mib = ram_bytes >> 20;
         let mut arguments: Vec<String> = format!(
-            "-name {name} -no-user-config -nodefaults -display none -accel tcg -S -m {mib} \
+            "-name {name},debug-threads=on -no-user-config -nodefaults -display none -accel tcg -S -m {mib} \
              -chardev socket,id=qmp,path={} -mon chardev=qmp,mode=control",
             socket.display()
         )
@@ -71,5 +72,20 @@ impl Running {
             qmp.run("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
         }
         Ok(Self { process, qmp })
+    }
+
+    /// Nothing of it is negotiated: both ends are told.
+    pub(super) fn use_multifd(&mut self, multifd: Multifd) -> Result<()> {
+        let capability = json!({ "capability": "multifd", "state": true });
+        self.qmp.run("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
+        let mut parameters = json!({
+            "multifd-channels": multifd.channels,
+            "multifd-compression": multifd.method(),
+        });
+        if let Some(level) = multifd.level() {
+            parameters["multifd-zstd-level"] = level.into();
+        }
+        self.qmp.run("migrate-set-parameters", parameters)?;
+        Ok(())
     }
 }

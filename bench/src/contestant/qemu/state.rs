@@ -73,7 +73,7 @@ impl Contestant for QemuState {
         for _ in 0..STATE_TRIES {
             let seconds = self.downtime()?;
             if seconds > 0.0 {
-                let sample = Sample { seconds, cpu_seconds: None, bytes: self.bytes };
+                let sample = Sample { seconds, bytes: self.bytes, ..Sample::default() };
                 return Ok(Turn { sample, remark: None });
             }
         }
