@@ -28,5 +28,5 @@ pub use self::{
 };
 pub(crate) use self::{
     growth::{Growth, Trial},
-    send::SendChannels,
+    send::{Beside, Main},
 };

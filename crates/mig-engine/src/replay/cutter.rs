@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use mig_proto::{Command, Event, SectionKind, encode};
-use mig_transport::WindowReason;
 
 use crate::{
     error::{Error, Result},
@@ -25,6 +24,8 @@ pub(super) struct Cutter {
     pub(super) section: Option<String>,
     /// The source's machine type, for messages.
     pub(super) machine: Option<String>,
+    /// Commands that follow the question for the verdict.
+    question: Vec<u8>,
     /// Leave memory out of the stream, and say where its windows are.
     windows: bool,
     place: Place,
@@ -47,10 +48,23 @@ pub(super) enum Part {
     Stored(Range<usize>),
     /// Bytes of our own.
     Ours(Vec<u8>),
-    /// A window of the transport.
-    Window(WindowReason),
+    /// Here memory may go.
+    Window(Window),
     /// The final EOF comes next: from there on the destination may own the guest.
     Verge,
+}
+
+/// A place for memory that does not go in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    /// Before the START of `ram`.
+    BeforeStart,
+    /// At the end of START.
+    Setup,
+    /// Before END; the id is that of `ram`.
+    BeforeEnd { section_id: u32 },
+    /// At the end of END.
+    Finish,
 }
 
 impl Cutter {
@@ -62,14 +76,15 @@ impl Cutter {
             total: 0,
             section: None,
             machine: None,
+            question: Vec::new(),
             windows: false,
             place: Place::Elsewhere,
         }
     }
 
-    /// The same for a transport that carries memory itself.
-    pub(super) fn with_windows(return_path: bool) -> Self {
-        Self { windows: true, ..Self::new(return_path) }
+    /// The same where memory does not go in the stream. `question` follows the one for the verdict.
+    pub(super) fn with_windows(return_path: bool, question: Vec<u8>) -> Self {
+        Self { windows: true, question, ..Self::new(return_path) }
     }
 
     /// Takes the next piece, which is at `at` in the buffer.
@@ -117,6 +132,17 @@ impl Cutter {
         match event {
             Event::Section(header) if header.is_ram() => {
                 self.place = Place::Records(header.kind);
+                match header.kind {
+                    SectionKind::Start => {
+                        // Old machine types have no CONFIGURATION: here is the latest place to ask.
+                        self.ask();
+                        self.parts.push(Part::Window(Window::BeforeStart));
+                    }
+                    SectionKind::End => self
+                        .parts
+                        .push(Part::Window(Window::BeforeEnd { section_id: header.section_id })),
+                    SectionKind::Part | SectionKind::Full => {}
+                }
                 header.kind != SectionKind::Part
             }
             Event::Page(_)
@@ -131,8 +157,8 @@ impl Cutter {
                 let Place::Records(kind) = self.place else { return true };
                 self.place = Place::Footer(kind);
                 match kind {
-                    SectionKind::Start => self.parts.push(Part::Window(WindowReason::Setup)),
-                    SectionKind::End => self.parts.push(Part::Window(WindowReason::Finish)),
+                    SectionKind::Start => self.parts.push(Part::Window(Window::Setup)),
+                    SectionKind::End => self.parts.push(Part::Window(Window::Finish)),
                     SectionKind::Part | SectionKind::Full => {}
                 }
                 kind != SectionKind::Part
@@ -161,6 +187,7 @@ impl Cutter {
             let mut bytes = Vec::new();
             encode::command(&mut bytes, &Command::OpenReturnPath);
             encode::command(&mut bytes, &Command::Ping(1));
+            bytes.append(&mut self.question);
             self.parts.push(Part::Ours(bytes));
         }
     }

@@ -6,33 +6,32 @@
 //!                    END ─── window with every page ─ EOS                 everything else as it is stored
 //! ```
 //!
-//! A window is HOOK and what follows it, or what the data channels carry and the mark behind it.
+//! A window is HOOK and what follows it. Data channels carry every page between START and END, in sections of our own,
+//! so that their number can grow; their windows are marks.
 //!
 //! It costs as much memory as the guest has. Each page is sent once, as it was last stored.
 
-use std::{io::Read, sync::Arc, time::Duration};
+use std::{io::Read, sync::Arc};
 
 use mig_proto::{
-    Event, Options,
+    Event, Name, Options, RamWord, SectionHeader, SectionKind, encode,
     multifd::{Dialect, SyncMode, ZeroPages},
 };
 use mig_ram::PAGE_SIZE;
 use mig_stream::{IdleClock, StreamWriter};
 use mig_transport::{Connector, WindowReason};
+use tokio::sync::watch;
 
 use crate::{
     error::{Error, Result},
     handle::Shared,
     held::HeldMemory,
     hooks::Hooks,
-    multifd::SendChannels,
-    replay::{input::InputReader, replayer::unsound},
+    multifd::{Beside, Main},
+    replay::{cutter::Window, input::InputReader, replayer::unsound},
     source::ram::RamSource,
     walk::{InputEnd, StreamWalk},
 };
-
-/// How often statistics are told while data channels carry pages.
-const TICK: Duration = Duration::from_millis(100);
 
 /// The memory to be sent, and who takes it.
 pub(super) struct StoredMemory {
@@ -44,7 +43,7 @@ pub(super) struct StoredMemory {
 /// Who carries the pages.
 enum Carrier {
     Hooks(Hooks),
-    Data { channels: SendChannels, sync: SyncMode, count: u8 },
+    Data(Box<Beside>),
 }
 
 /// What the first reading found.
@@ -117,12 +116,14 @@ impl StoredMemory {
         Ok(Self { ram: all_of(held)?, carrier: Carrier::Hooks(hooks) })
     }
 
-    /// What is `stored` is to be sent over data channels, as many as the parameters of `shared` say.
+    /// What is `stored` is to be sent over data channels, as the parameters of `shared` say. `may_grow` is how the
+    /// destination answers, where it can.
     pub(super) fn over_data_channels(
         stored: &Stored,
         uuid: Option<[u8; 16]>,
         shared: &Arc<Shared>,
         idle: Option<Arc<IdleClock>>,
+        may_grow: Option<watch::Receiver<Option<bool>>>,
     ) -> Result<Self> {
         let Some(ram) = all_of(&stored.held)? else {
             return Err(Error::misuse(
@@ -131,20 +132,30 @@ impl StoredMemory {
         };
         // Without CONFIGURATION it comes from a machine older than any dialect.
         let dialect = stored.machine.as_deref().map_or(OLDEST, Dialect::of_machine);
-        let count = shared.parameters().multifd_channels;
-        let channels = SendChannels::new(shared, ram.pages(), dialect, uuid.or(stored.uuid), idle)?;
-        Ok(Self { ram: Some(ram), carrier: Carrier::Data { channels, sync: dialect.sync, count } })
+        let uuid = uuid.or(stored.uuid);
+        let beside = Beside::new(shared, &ram, dialect, uuid, idle, may_grow)?;
+        Ok(Self { ram: Some(ram), carrier: Carrier::Data(Box::new(beside)) })
+    }
+
+    /// What is to be asked behind OPEN_RETURN_PATH.
+    pub(super) fn question(&self, shared: &Shared) -> Vec<u8> {
+        let mut question = Vec::new();
+        if let Carrier::Data(beside) = &self.carrier {
+            beside.ask(&shared.parameters(), &mut question);
+        }
+        question
     }
 
     /// Bytes that went over data channels.
     pub(super) fn bytes_out(&self) -> u64 {
         match &self.carrier {
             Carrier::Hooks(_) => 0,
-            Carrier::Data { channels, .. } => channels.bytes_out(),
+            Carrier::Data(beside) => beside.bytes_out(),
         }
     }
 
-    /// Carries what belongs into the section that ends; the last one has every page.
+    /// Carries what belongs where the stream is now. Every page goes within END through hooks, and in sections of our own
+    /// before END over data channels.
     ///
     /// # Cancel safety
     ///
@@ -153,30 +164,65 @@ impl StoredMemory {
         &mut self,
         out: &mut StreamWriter,
         connector: &dyn Connector,
-        reason: WindowReason,
+        window: Window,
         listed: u64,
         shared: &Shared,
     ) -> Result<()> {
         let Self { ram: Some(ram), carrier } = self else { return Ok(()) };
-        if reason == WindowReason::Setup && listed != ram.total_bytes() {
+        if window == Window::Setup && listed != ram.total_bytes() {
             return Err(Error::misuse("the stored stream changed while it was read"));
         }
         match carrier {
-            Carrier::Hooks(hooks) => through_hooks(ram, hooks, out, reason, shared).await,
-            Carrier::Data { channels, sync, count } => {
-                if reason == WindowReason::Setup {
-                    // A destination that looks at the first bytes of one connection after the other waits for these.
-                    out.flush().await?;
-                    for _ in 0..*count {
-                        channels.open(connector).await?;
-                    }
-                    return channels.mark(*sync, out).await;
+            Carrier::Hooks(hooks) => match window {
+                Window::BeforeStart | Window::BeforeEnd { .. } => Ok(()),
+                Window::Setup => through_hooks(ram, hooks, out, WindowReason::Setup, shared).await,
+                Window::Finish => {
+                    through_hooks(ram, hooks, out, WindowReason::Finish, shared).await
                 }
-                over_channels(ram, channels, out, shared).await?;
-                channels.mark(*sync, out).await?;
-                channels.end().await
+            },
+            Carrier::Data(beside) => {
+                let mut main = Main { out, ram, connector, shared };
+                match window {
+                    Window::BeforeStart => beside.open(&mut main).await,
+                    Window::Setup => beside.mark(main.out).await,
+                    Window::BeforeEnd { section_id } => {
+                        beside_in_parts(beside, &mut main, section_id).await
+                    }
+                    Window::Finish => {
+                        // Nothing is left: only the sync that belongs to every END.
+                        beside.mark(main.out).await?;
+                        beside.end().await
+                    }
+                }
             }
         }
+    }
+}
+
+/// Every page, in sections of our own.
+async fn beside_in_parts(beside: &mut Beside, main: &mut Main<'_>, section_id: u32) -> Result<()> {
+    loop {
+        let mut head = Vec::with_capacity(8);
+        let name = Name::new(b"ram").expect("three bytes");
+        // A PART carries its kind and its id; the rest is START's.
+        let header = SectionHeader {
+            kind: SectionKind::Part,
+            section_id,
+            idstr: name,
+            instance_id: 0,
+            version_id: 4,
+        };
+        encode::section(&mut head, &header);
+        main.out.write_all(&head).await?;
+        let more = beside.part(main, SectionKind::Part).await?;
+        let mut tail = RamWord::EOS.to_be_bytes().to_vec();
+        tail.extend_from_slice(&encode::footer(section_id));
+        main.out.write_all(&tail).await?;
+        main.out.flush().await?;
+        if !more {
+            return Ok(());
+        }
+        beside.grow(main).await?;
     }
 }
 
@@ -211,27 +257,4 @@ async fn through_hooks(
     }
     hooks.close(out, reason).await?;
     ram.put_refused(out, statistics).await
-}
-
-async fn over_channels(
-    ram: &mut RamSource,
-    channels: &mut SendChannels,
-    out: &mut StreamWriter,
-    shared: &Shared,
-) -> Result<()> {
-    let statistics = &shared.statistics;
-    // The channels stand still until the destination has read the last mark.
-    out.flush().await?;
-    channels.begin_pass(false);
-    let mut tick = tokio::time::interval(TICK);
-    loop {
-        tokio::select! {
-            settled = channels.settled() => break settled?,
-            _ = tick.tick() => {
-                statistics.transferred.set(out.position() + channels.bytes_out());
-                statistics.remaining.set(ram.unsent_bytes());
-            }
-        }
-    }
-    ram.put_zeros(out, statistics).await
 }

@@ -186,7 +186,7 @@ impl Replayer {
         let progress = Progress::default();
         let cutter = match &memory {
             None => Cutter::new(answers.is_some()),
-            Some(_) => Cutter::with_windows(answers.is_some()),
+            Some(memory) => Cutter::with_windows(answers.is_some(), memory.question(shared)),
         };
         let mut session = Session {
             connector,
@@ -245,7 +245,8 @@ impl Replayer {
         let memory = match &stored {
             Some(stored) if self.options.multifd => {
                 let (uuid, idle) = (self.options.uuid, stream.idle());
-                Some(StoredMemory::over_data_channels(stored, uuid, shared, idle)?)
+                let may_grow = answers.as_ref().map(ReturnPath::channels_may_change);
+                Some(StoredMemory::over_data_channels(stored, uuid, shared, idle, may_grow)?)
             }
             Some(stored) if hooks.active() => {
                 Some(StoredMemory::through_hooks(&stored.held, hooks)?)
@@ -472,11 +473,11 @@ impl Session<'_> {
                 match part {
                     Part::Stored(place) => self.writer.write_all(&bytes[place]).await?,
                     Part::Ours(ours) => self.writer.write_all(&ours).await?,
-                    Part::Window(reason) => {
+                    Part::Window(window) => {
                         let (writer, listed) = (&mut self.writer, self.cutter.total);
                         if let Some(memory) = &mut self.memory {
                             memory
-                                .window(writer, self.connector, reason, listed, self.shared)
+                                .window(writer, self.connector, window, listed, self.shared)
                                 .await?;
                         }
                     }

@@ -11,7 +11,6 @@
 //! destination that answers with a failure, or ends the stream without a word, never started the guest.
 
 mod bandwidth;
-mod beside;
 mod brake;
 mod convergence;
 pub(crate) mod pages;
@@ -34,15 +33,13 @@ use std::{
 use mig_proto::{
     Command, Configuration, Name, RamWord, SectionHeader, SectionKind, encode,
     globalstate::{GlobalState, RunState},
-    multifd::{Dialect, SyncMode},
-    peer::MAY_CHANNELS_CHANGE,
+    multifd::Dialect,
     return_path::{BlockName, SourceBlock},
     state::{MigrationStatus, SourceEvent},
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
 use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
 use mig_transport::{Connector, WindowReason};
-use tokio::sync::watch;
 
 pub(crate) use self::return_path::{ReturnPath, Verdict};
 use self::{
@@ -57,7 +54,7 @@ use crate::{
     guest::{DeviceSection, Guest},
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
-    multifd::SendChannels,
+    multifd::{Beside, Main},
     parameters::{Capabilities, Deadlines, Parameters},
     statistics::MigrationInfo,
 };
@@ -69,7 +66,7 @@ const RAM_SECTION: u32 = 1;
 const RAM_VERSION: u32 = 4;
 
 /// How long a PART section may take before the next begins, as in QEMU: the far end sees a footer that often.
-const PART_TIME: Duration = Duration::from_millis(50);
+pub(crate) const PART_TIME: Duration = Duration::from_millis(50);
 /// The same where pages go beside the stream: at the end of a window everything under way is waited for, and three more
 /// messages go to and fro.
 const WINDOW_TIME: Duration = Duration::from_secs(1);
@@ -281,8 +278,8 @@ impl Source {
         let data = match self.capabilities.multifd {
             true => {
                 check_several_channels(&stream, &hooks)?;
-                let (pages, idle) = (ram.pages(), idle.clone());
-                Some(SendChannels::new(shared, pages, dialect, self.uuid, idle)?)
+                let may_grow = back.as_ref().map(ReturnPath::channels_may_change);
+                Some(Beside::new(shared, &ram, dialect, self.uuid, idle.clone(), may_grow)?)
             }
             false => None,
         };
@@ -290,10 +287,7 @@ impl Source {
             out: stream.writer()?,
             hooks,
             data,
-            growth: None,
-            may_grow: back.as_ref().map(ReturnPath::channels_may_change),
             connector,
-            sync: dialect.sync,
             ram: &mut ram,
             guest: &mut *self.guest,
             shared,
@@ -479,13 +473,8 @@ struct Job<'a> {
     out: StreamWriter,
     hooks: Hooks,
     /// The channels that carry pages in the place of the main one.
-    data: Option<SendChannels>,
-    /// Whether there are to be more of them.
-    growth: Option<beside::Growing>,
-    /// What the destination says to that.
-    may_grow: Option<watch::Receiver<Option<bool>>>,
+    data: Option<Beside>,
     connector: &'a dyn Connector,
-    sync: SyncMode,
     ram: &'a mut RamSource,
     guest: &'a mut dyn Guest,
     shared: &'a Shared,
@@ -523,12 +512,14 @@ impl Job<'_> {
         if self.return_path {
             encode::command(&mut head, &Command::OpenReturnPath);
             encode::command(&mut head, &Command::Ping(1));
-            if self.data.is_some() && self.shared.parameters().multifd_auto.is_some() {
-                encode::command(&mut head, &Command::Ping(MAY_CHANNELS_CHANGE));
+            if let Some(data) = &self.data {
+                data.ask(&self.shared.parameters(), &mut head);
             }
         }
         self.out.write_all(&head).await?;
-        self.open_data_channels().await?;
+        if let Some((data, mut main)) = self.data_and_main() {
+            data.open(&mut main).await?;
+        }
         head.clear();
         encode::section(&mut head, &ram_section(SectionKind::Start));
         self.ram.encode_block_list(&mut head);
@@ -542,7 +533,7 @@ impl Job<'_> {
         self.hooks.open(&mut self.out, WindowReason::Setup).await?;
         self.hooks.close(&mut self.out, WindowReason::Setup).await?;
         if let Some(data) = &mut self.data {
-            data.mark(self.sync, &mut self.out).await?;
+            data.mark(&mut self.out).await?;
         }
         self.end_ram_section().await?;
         self.out.flush().await?;
@@ -572,7 +563,9 @@ impl Job<'_> {
                 if !more {
                     break;
                 }
-                self.grow().await?;
+                if let Some((data, mut main)) = self.data_and_main() {
+                    data.grow(&mut main).await?;
+                }
             }
             let dirtied = self.ram.sync()?;
             let sent = self.bytes_out();
@@ -713,8 +706,8 @@ impl Job<'_> {
         let mut head = Vec::with_capacity(8);
         encode::section(&mut head, &ram_section(kind));
         self.out.write_all(&head).await?;
-        let more = match self.data {
-            Some(_) => self.send_pages_beside(kind).await?,
+        let more = match self.data_and_main() {
+            Some((data, mut main)) => data.part(&mut main, kind).await?,
             None => self.send_pages(kind, reason).await?,
         };
         self.end_ram_section().await?;
@@ -750,8 +743,15 @@ impl Job<'_> {
         Ok(more)
     }
 
+    /// The data channels, if there are any, and what they need of the main one.
+    fn data_and_main(&mut self) -> Option<(&mut Beside, Main<'_>)> {
+        let Self { data, out, ram, connector, shared, .. } = self;
+        let main = Main { out, ram, connector: *connector, shared };
+        data.as_mut().map(|data| (data, main))
+    }
+
     fn bytes_out(&self) -> u64 {
-        let data = self.data.as_ref().map_or(0, SendChannels::bytes_out);
+        let data = self.data.as_ref().map_or(0, Beside::bytes_out);
         self.out.counters().bytes_out() + data
     }
 

@@ -9,6 +9,7 @@
 //! The source orders and waits; an order is never given while another is under way. Whatever fails in a lane is the
 //! answer to whoever waits, at once: the other lanes are not waited for.
 
+mod beside;
 mod channel;
 
 use std::{
@@ -32,6 +33,7 @@ use mig_stream::{IdleClock, Stream, StreamCounters, StreamOptions, StreamWriter}
 use mig_transport::Connector;
 use tokio::sync::mpsc;
 
+pub(crate) use self::beside::{Beside, Main};
 use self::channel::serve;
 use super::{
     info::{CompressionInfo, MultifdInfo},
@@ -99,7 +101,7 @@ pub(super) enum Order {
 }
 
 /// See the module.
-pub(crate) struct SendChannels {
+struct SendChannels {
     lanes: Vec<SendLane>,
     common: Arc<Common>,
     options: StreamOptions,
@@ -124,7 +126,7 @@ struct SendLane {
 
 impl SendChannels {
     /// As many as the parameters say can be [opened](Self::open); none is yet. `uuid` is that of the guest.
-    pub(crate) fn new(
+    fn new(
         migration: &Arc<Shared>,
         pages: &Arc<Pages>,
         dialect: Dialect,
@@ -177,7 +179,7 @@ impl SendChannels {
     /// # Cancel safety
     ///
     /// Cancel safe: the connection is closed.
-    pub(crate) async fn open(&mut self, connector: &dyn Connector) -> Result<()> {
+    async fn open(&mut self, connector: &dyn Connector) -> Result<()> {
         let id = u8::try_from(self.lanes.len())
             .map_err(|_| Error::misuse("more than 256 data channels"))?;
         let connected = connector.connect().await;
@@ -203,27 +205,27 @@ impl SendChannels {
     }
 
     /// How many there are.
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.lanes.len()
     }
 
     /// Processor time that their threads took.
-    pub(crate) fn cpu(&self) -> Duration {
+    fn cpu(&self) -> Duration {
         Duration::from_nanos(self.common.cpu.load(Ordering::Relaxed))
     }
 
     /// Notes why there are so many.
-    pub(crate) fn chosen(&mut self, why: String) {
+    fn chosen(&mut self, why: String) {
         self.chosen = Some(why);
     }
 
     /// Bytes that all of them have sent.
-    pub(crate) fn bytes_out(&self) -> u64 {
+    fn bytes_out(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.counters.bytes_out()).sum()
     }
 
     /// What is to be reported about them now.
-    pub(crate) fn info(&self) -> MultifdInfo {
+    fn info(&self) -> MultifdInfo {
         MultifdInfo {
             channels: self.lanes.len(),
             channels_chosen: self.chosen.clone(),
@@ -250,19 +252,19 @@ impl SendChannels {
     }
 
     /// Whether every order was carried out.
-    pub(crate) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.busy == 0
     }
 
     /// Lets the lanes send what is unsent. While `urgent`, the rate does not hold them up.
-    pub(crate) fn begin_pass(&mut self, urgent: bool) {
+    fn begin_pass(&mut self, urgent: bool) {
         self.common.held.store(false, Ordering::Relaxed);
         self.common.urgent.store(urgent, Ordering::Relaxed);
         self.order(Order::Pass);
     }
 
     /// Lets the lanes stop where they are, before everything is sent.
-    pub(crate) fn hold(&self) {
+    fn hold(&self) {
         self.common.held.store(true, Ordering::Relaxed);
     }
 
@@ -283,7 +285,7 @@ impl SendChannels {
     /// # Cancel safety
     ///
     /// Not cancel safe: drop the channels.
-    pub(crate) async fn mark(&mut self, mode: SyncMode, main: &mut StreamWriter) -> Result<()> {
+    async fn mark(&mut self, mode: SyncMode, main: &mut StreamWriter) -> Result<()> {
         self.sync().await?;
         if mode == SyncMode::PerRound {
             main.write_all(&RamWord::MULTIFD_FLUSH.to_be_bytes()).await?;
@@ -296,7 +298,7 @@ impl SendChannels {
     /// # Cancel safety
     ///
     /// Not cancel safe: drop the channels.
-    pub(crate) async fn end(&mut self) -> Result<()> {
+    async fn end(&mut self) -> Result<()> {
         self.order(Order::End);
         self.settled().await?;
         let info = self.info();
@@ -322,7 +324,7 @@ impl SendChannels {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(crate) async fn settled(&mut self) -> Result<()> {
+    async fn settled(&mut self) -> Result<()> {
         while self.busy > 0 {
             self.next().await?;
         }
