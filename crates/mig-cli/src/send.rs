@@ -121,6 +121,14 @@ fn tell(replayed: &Replayed, address: &MigrationAddress, talk: &Talk) {
         false => "sent, not confirmed: nobody can say here whether the destination loaded it",
     };
     talk.say(&format!("{verdict}; {} bytes to {address}", replayed.bytes));
+    if let Some(multifd) = &replayed.info.multifd {
+        if let Some(why) = &multifd.channels_chosen {
+            talk.say(&format!("{} data channels: {why}", multifd.channels));
+        }
+        if let Some(done) = &multifd.compression {
+            talk.say(&format!("{} level {}: {}", done.method, done.level, done.verdict));
+        }
+    }
     talk.object(&result::completed(
         replayed.confirmed,
         replayed.bytes,
