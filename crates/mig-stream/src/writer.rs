@@ -25,7 +25,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use mig_transport::{Gather, GatherFull, Region, Sender, ShutdownHandle};
+use mig_transport::{Gather, GatherFull, Region, Sender, ShutdownHandle, ZeroCopy};
 use tokio::io::AsyncWrite;
 
 use crate::{
@@ -108,6 +108,13 @@ impl StreamWriter {
         self.sender
             .rehome()
             .map_err(|error| self.fail("moving the channel to another thread", error))
+    }
+
+    /// Asks that long runs of what is put by reference leave without being copied, from now on; the answer tells, now and
+    /// later, whether it is so and why not. See [`SendHalf::request_zero_copy`](mig_transport::SendHalf::request_zero_copy)
+    /// for what that means for the memory; [`finish`](Self::finish) waits until nothing of it is read any more.
+    pub fn request_zero_copy(&mut self) -> ZeroCopy {
+        self.sender.request_zero_copy()
     }
 
     /// A handle that stops the whole channel.

@@ -20,6 +20,7 @@ use crate::{
     hooks::{NoRamHooks, RamHooks},
     region::RegionSlice,
     shutdown::{ForceShutdown, Half, ShutdownHandle},
+    zero_copy::ZeroCopy,
 };
 
 /// Bytes that a channel without direct access to guest memory copies at a time.
@@ -41,6 +42,14 @@ pub trait SendHalf: AsyncWrite + Send + Unpin {
         let sent = ready!(self.poll_write(cx, &bounce[..n]))?;
         gather.advance(sent);
         Poll::Ready(Ok(sent))
+    }
+
+    /// Asks that long runs of pages leave without being copied, from now on (docs/wire/transports.md §4,
+    /// `zero-copy-send`). It changes how fast bytes leave, never which; the answer tells, now and later, whether it is
+    /// so and why not. The orderly end then waits until the kernel has read everything: only after that may memory
+    /// that was sent be used for something else. The default is right for what does not send from memory itself.
+    fn request_zero_copy(&mut self) -> ZeroCopy {
+        ZeroCopy::unavailable("not here: not a TCP socket")
     }
 
     /// Moves the whole channel to the runtime in which this is called: it is polled there from now on. The default is
@@ -274,6 +283,11 @@ impl Sender {
         self.shutdown.check(Half::Sender, cx)?;
         let outcome = Pin::new(&mut *self.half).poll_send(cx, gather);
         self.shutdown.explain(outcome)
+    }
+
+    /// See [`SendHalf::request_zero_copy`].
+    pub fn request_zero_copy(&mut self) -> ZeroCopy {
+        self.half.request_zero_copy()
     }
 
     /// Moves the whole channel to the runtime in which this is called, with a thread that serves one channel alone; nothing

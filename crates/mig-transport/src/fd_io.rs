@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -26,9 +26,10 @@ use crate::{
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, SendHalf},
     gather::{Gather, moved, receive_from},
-    region::RegionSlice,
+    region::{Region, RegionSlice},
     shutdown::ForceShutdown,
     sigpipe::without_sigpipe,
+    zero_copy::{SendEvents, ZeroCopy, ZeroCopySending},
 };
 
 /// What kind of descriptor this is: it decides how to send without a signal and how to end one direction.
@@ -53,6 +54,10 @@ pub struct FdIo {
     /// Halves alive. With the last one a socket is shut down for good: a shutdown handle that somebody keeps must not
     /// keep the peer waiting.
     halves: AtomicUsize,
+    /// How the sending half waits once zero copy was asked for.
+    send_events: OnceLock<SendEvents>,
+    /// What the kernel may read until the socket is closed; the last field, so that it goes after the descriptor.
+    abandoned: Mutex<Vec<Arc<dyn Region>>>,
 }
 
 impl FdIo {
@@ -73,6 +78,8 @@ impl FdIo {
             kind,
             restore_blocking,
             halves: AtomicUsize::new(0),
+            send_events: OnceLock::new(),
+            abandoned: Mutex::default(),
         }))
     }
 
@@ -81,7 +88,7 @@ impl FdIo {
     pub fn rehome(&self) -> io::Result<()> {
         let here = register(&self.fd, self.interest)?;
         *self.registered.write().unwrap_or_else(PoisonError::into_inner) = here;
-        Ok(())
+        self.send_events.get().map_or(Ok(()), SendEvents::rehome)
     }
 
     fn registered(&self) -> Arc<AsyncFd<Arc<OwnedFd>>> {
@@ -149,7 +156,7 @@ impl FdIo {
     /// The writing half alone.
     pub fn send_half(self: &Arc<Self>) -> FdSendHalf {
         self.halves.fetch_add(1, Ordering::Relaxed);
-        FdSendHalf { io: Some(Arc::clone(self)) }
+        FdSendHalf { io: Some(Arc::clone(self)), zero_copy: None }
     }
 
     fn half_gone(&self) {
@@ -183,6 +190,11 @@ impl FdIo {
         interest: Interest,
         mut call: impl FnMut() -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
+        if interest == Interest::WRITABLE
+            && let Some(events) = self.send_events.get()
+        {
+            return events.poll_attempt(cx, call);
+        }
         let registered = self.registered();
         loop {
             let mut ready = ready!(if interest == Interest::READABLE {
@@ -199,7 +211,10 @@ impl FdIo {
     }
 }
 
-fn register(fd: &Arc<OwnedFd>, interest: Interest) -> io::Result<Arc<AsyncFd<Arc<OwnedFd>>>> {
+pub(crate) fn register(
+    fd: &Arc<OwnedFd>,
+    interest: Interest,
+) -> io::Result<Arc<AsyncFd<Arc<OwnedFd>>>> {
     // SAFETY: the `AsyncFd` holds the `OwnedFd`, of which nobody can take the descriptor out, so that stays open and
     // keeps its identity for as long as it is registered.
     unsafe { AsyncFd::register_with_interest(Arc::clone(fd), interest) }
@@ -326,6 +341,8 @@ impl ReceiveHalf for FdReceiveHalf {
 pub struct FdSendHalf {
     /// `None` once ended.
     io: Option<Arc<FdIo>>,
+    /// Once it was asked for and the socket and the limits allow it.
+    zero_copy: Option<Box<ZeroCopySending>>,
 }
 
 impl FdSendHalf {
@@ -333,9 +350,27 @@ impl FdSendHalf {
         self.io.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
     }
 
+    fn begin_zero_copy(&self) -> Result<ZeroCopySending, String> {
+        let Some(io) = &self.io else { return Err("not here: this direction was ended".into()) };
+        if io.kind != FdKind::Socket {
+            return Err("not here: a pipe".into());
+        }
+        let zero_copy = ZeroCopySending::new(io.as_fd())?;
+        let failed = |error| format!("not here: watching the socket for completions: {error}");
+        if io.send_events.get().is_none() {
+            // Only this half sets it, and it is borrowed here.
+            let _set = io.send_events.set(SendEvents::new(io.as_fd()).map_err(failed)?);
+        }
+        Ok(zero_copy)
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.io.take().map_or(Ok(()), |io| {
             let ended = io.shutdown(libc::SHUT_WR);
+            if let Some(mut zero_copy) = self.zero_copy.take() {
+                let kept = zero_copy.abandon(io.as_fd());
+                io.abandoned.lock().unwrap_or_else(PoisonError::into_inner).extend(kept);
+            }
             io.half_gone();
             ended
         })
@@ -366,7 +401,14 @@ impl AsyncWrite for FdSendHalf {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Self { io: Some(io), zero_copy: Some(zero_copy) } = &mut *self
+            && let Some(events) = io.send_events.get()
+        {
+            // Said again each time it is polled, which changes nothing.
+            io.shutdown(libc::SHUT_WR)?;
+            ready!(zero_copy.poll_drained(io.as_fd(), events, cx))?;
+        }
         Poll::Ready(self.end())
     }
 }
@@ -377,15 +419,29 @@ impl SendHalf for FdSendHalf {
     }
 
     fn poll_send(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         gather: &mut Gather,
     ) -> Poll<io::Result<usize>> {
         if gather.sendable() == 0 {
             return Poll::Ready(Ok(0));
         }
-        let io = self.io()?;
-        io.poll_io(cx, Interest::WRITABLE, || gather.send_to(io.raw(), io.kind == FdKind::Socket))
+        let Self { io, zero_copy } = &mut *self;
+        let io = io.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        io.poll_io(cx, Interest::WRITABLE, || match zero_copy {
+            Some(zero_copy) => zero_copy.send(io.as_fd(), gather),
+            None => gather.send_to(io.raw(), io.kind == FdKind::Socket),
+        })
+    }
+
+    fn request_zero_copy(&mut self) -> ZeroCopy {
+        if let Some(zero_copy) = &self.zero_copy {
+            return zero_copy.told();
+        }
+        match self.begin_zero_copy() {
+            Ok(zero_copy) => self.zero_copy.insert(Box::new(zero_copy)).told(),
+            Err(reason) => ZeroCopy::unavailable(reason),
+        }
     }
 }
 

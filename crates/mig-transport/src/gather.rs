@@ -46,6 +46,20 @@ impl Part {
     }
 }
 
+/// What leaves in one call.
+pub(crate) struct Run {
+    pub(crate) len: usize,
+    /// All of it is in this region; `None` if there are heads among it, or it is too short to matter.
+    pub(crate) pages: Option<Arc<dyn Region>>,
+}
+
+/// What has left in one call.
+pub(crate) struct Sent {
+    pub(crate) bytes: usize,
+    /// How many of them were pages.
+    pub(crate) page_bytes: usize,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Gather {
@@ -236,29 +250,114 @@ impl Gather {
     pub fn write_at(&mut self, file: BorrowedFd<'_>, position: u64) -> io::Result<usize> {
         let position =
             libc::off64_t::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
-        self.with_iovecs(|iov, count| {
+        let written = self.with_iovecs(self.sendable(), |iov, count| {
             // SAFETY: `with_iovecs` vouches for the entries; the kernel only reads what they describe.
             moved(unsafe { libc::pwritev64(file.as_raw_fd(), iov, count as _, position) })
-        })
+        })?;
+        self.advance(written);
+        Ok(written)
     }
 
     /// One gathered system call on a non-blocking descriptor; what was sent is advanced past.
     pub(crate) fn send_to(&mut self, fd: RawFd, socket: bool) -> io::Result<usize> {
-        self.with_iovecs(|iov, count| {
-            // SAFETY: `with_iovecs` vouches for the entries.
-            unsafe { raw_send(fd, socket, iov, count) }
-        })
+        let sent = self.with_iovecs(self.sendable(), |iov, count| {
+            if socket {
+                // SAFETY: `with_iovecs` vouches for the entries.
+                return unsafe { raw_send(fd, iov, count, 0) };
+            }
+            // SAFETY: as above; a pipe takes no flags.
+            without_sigpipe(|| moved(unsafe { libc::writev(fd, iov, count as libc::c_int) }))
+        })?;
+        self.advance(sent);
+        Ok(sent)
     }
 
-    /// Calls `call` with the remaining parts as kernel vectors, valid and alive during the call, and advances by what
-    /// it answers.
-    fn with_iovecs(
+    /// What leaves next in one call where runs of at least `least` bytes of pages leave apart from the rest.
+    pub(crate) fn next_run(&self, least: usize) -> Run {
+        let mut allowed = self.sendable();
+        let mut skip = self.skip;
+        let mut before = 0;
+        let (mut run, mut run_of) = (0, None);
+        for part in &self.parts[self.next..] {
+            let region = match *part {
+                Part::Page { region, .. } => Some(region),
+                Part::Head { .. } => None,
+            };
+            if allowed == 0 || (run_of != region && run >= least) {
+                break;
+            }
+            let n = (part.len() - skip).min(allowed);
+            skip = 0;
+            allowed -= n;
+            if region.is_some() && run_of == region {
+                run += n;
+                continue;
+            }
+            before += run;
+            (run, run_of) = (0, region);
+            match region {
+                Some(_) => run = n,
+                None => before += n,
+            }
+        }
+        match run_of {
+            Some(region) if run >= least && before == 0 => {
+                Run { len: run, pages: Some(Arc::clone(&self.regions[region as usize])) }
+            }
+            Some(_) if run >= least => Run { len: before, pages: None },
+            _ => Run { len: before + run, pages: None },
+        }
+    }
+
+    /// One gathered system call on a non-blocking socket with no more than `len` bytes, which are advanced past as far as
+    /// they were sent. With `MSG_ZEROCOPY` they have to be [pages](Run::pages), whose region the caller keeps: the
+    /// kernel goes on reading them.
+    pub(crate) fn send_run(
         &mut self,
+        fd: BorrowedFd<'_>,
+        len: usize,
+        flags: libc::c_int,
+    ) -> io::Result<Sent> {
+        let len = len.min(self.sendable());
+        debug_assert!(
+            flags & libc::MSG_ZEROCOPY == 0 || self.page_bytes(len) == len,
+            "heads are copied: their buffer is used again"
+        );
+        let bytes = self.with_iovecs(len, |iov, count| {
+            // SAFETY: `with_iovecs` vouches for the entries.
+            unsafe { raw_send(fd.as_raw_fd(), iov, count, flags) }
+        })?;
+        let page_bytes = self.page_bytes(bytes);
+        self.advance(bytes);
+        Ok(Sent { bytes, page_bytes })
+    }
+
+    /// How many of the next `len` bytes are pages.
+    fn page_bytes(&self, len: usize) -> usize {
+        let (mut skip, mut left, mut pages) = (self.skip, len, 0);
+        for part in &self.parts[self.next..] {
+            if left == 0 {
+                break;
+            }
+            let n = (part.len() - skip).min(left);
+            skip = 0;
+            left -= n;
+            if matches!(part, Part::Page { .. }) {
+                pages += n;
+            }
+        }
+        pages
+    }
+
+    /// Calls `call` with the next `allowed` bytes, of those that remain, as kernel vectors, valid and alive during the
+    /// call.
+    fn with_iovecs(
+        &self,
+        mut allowed: usize,
         call: impl FnOnce(*const libc::iovec, usize) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let mut iov = [const { MaybeUninit::<libc::iovec>::uninit() }; Self::MAX_PARTS];
         let mut skip = self.skip;
-        let mut allowed = self.sendable();
         let mut count = 0;
         for (slot, part) in iov.iter_mut().zip(&self.parts[self.next..]) {
             if allowed == 0 {
@@ -283,9 +382,7 @@ impl Gather {
         }
         // The first `count` entries were written above; they describe memory that `self` keeps alive (heads,
         // regions) for the whole call.
-        let sent = call(iov.as_ptr().cast(), count)?;
-        self.advance(sent);
-        Ok(sent)
+        call(iov.as_ptr().cast(), count)
     }
 }
 
@@ -294,20 +391,16 @@ impl Gather {
 /// `iov` points to `count` initialised entries describing readable memory.
 unsafe fn raw_send(
     fd: RawFd,
-    socket: bool,
     iov: *const libc::iovec,
     count: usize,
+    flags: libc::c_int,
 ) -> io::Result<usize> {
-    if !socket {
-        // SAFETY: per the caller.
-        return without_sigpipe(|| moved(unsafe { libc::writev(fd, iov, count as libc::c_int) }));
-    }
     // SAFETY: all zeroes is a valid msghdr.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = iov.cast_mut();
     message.msg_iovlen = count as _;
     // SAFETY: per the caller; MSG_NOSIGNAL because a library must not kill its host with SIGPIPE.
-    moved(unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL) })
+    moved(unsafe { libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL | flags) })
 }
 
 /// What a reading or writing system call answered.
@@ -387,6 +480,40 @@ mod tests {
         let mut seen = Vec::new();
         std::io::Read::read_to_end(&mut { theirs }, &mut seen).unwrap();
         assert_eq!(seen, b"xxxxxxx");
+    }
+
+    #[test]
+    fn long_runs_of_one_region_leave_apart_within_the_allowance() {
+        let (a, b) = (region(b'a', 64), region(b'b', 64));
+        let mut gather = Gather::new();
+        gather.push_head(b"head").unwrap();
+        gather.push_page(&a, 0, 4).unwrap().unwrap();
+        gather.push_page(&b, 0, 20).unwrap().unwrap();
+        gather.push_page(&b, 40, 20).unwrap().unwrap();
+        gather.push_page(&a, 0, 32).unwrap().unwrap();
+        gather.push_head(b"tail").unwrap();
+        let runs = |gather: &mut Gather| {
+            let mut runs = Vec::new();
+            while gather.sendable() > 0 {
+                let run = gather.next_run(16);
+                let region = run.pages.map(|region| match () {
+                    () if Arc::ptr_eq(&region, &a) => 'a',
+                    () => 'b',
+                });
+                assert_eq!(gather.page_bytes(run.len) == run.len, region.is_some());
+                runs.push((run.len, region));
+                gather.advance(run.len);
+            }
+            runs
+        };
+        gather.set_allowance(Some(28));
+        // A run that the allowance cuts is as long as it is now.
+        assert_eq!(runs(&mut gather), [(8, None), (20, Some('b'))]);
+        gather.set_allowance(Some(12));
+        assert!(gather.next_run(16).pages.is_none());
+        gather.advance(4);
+        gather.set_allowance(None);
+        assert_eq!(runs(&mut gather), [(16, Some('b')), (32, Some('a')), (4, None)]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod hooks;
 mod region;
 mod shutdown;
 mod sigpipe;
+mod zero_copy;
 
 pub use crate::{
     accept::AcceptFailure,
@@ -37,4 +38,5 @@ pub use crate::{
     hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePages, WindowReason},
     region::{OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
     shutdown::{ForceShutdown, ShutdownHandle},
+    zero_copy::{ZeroCopy, ZeroCopyLimits, ZeroCopyReport},
 };
