@@ -39,6 +39,9 @@ pub(crate) fn failed(failure: &Failure, begun: Option<&MigrationHandle>) -> Valu
 
 fn base(info: &MigrationInfo) -> Value {
     let mut value = json!({ "ram": info.ram, "total-time": info.total_time });
+    if let Some(multifd) = &info.multifd {
+        value["multifd"] = json!(multifd);
+    }
     // Nobody's guest stood still: there is none at this end.
     value["downtime"] = json!(info.downtime.unwrap_or(0.0));
     value
