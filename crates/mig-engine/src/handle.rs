@@ -15,6 +15,7 @@ use crate::{
     multifd::MultifdInfo,
     parameters::Parameters,
     statistics::{MigrationInfo, Statistics},
+    zero_copy::ZeroCopySends,
 };
 
 /// Events a slow subscriber may lag behind before it misses some.
@@ -42,6 +43,7 @@ pub struct MigrationHandle(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) statistics: Statistics,
+    pub(crate) zero_copy: ZeroCopySends,
     pub(crate) limiter: Arc<RateLimiter>,
     pub(crate) page_size: u64,
     state: Mutex<State>,
@@ -66,6 +68,7 @@ impl MigrationHandle {
         let limiter = Arc::new(RateLimiter::new(parameters.max_bandwidth));
         Self(Arc::new(Shared {
             statistics: Statistics::default(),
+            zero_copy: ZeroCopySends::default(),
             limiter,
             page_size,
             state: Mutex::new(State {
@@ -268,6 +271,7 @@ impl Shared {
             multifd_cpu_seconds: Some(statistics.lanes_cpu_us.value())
                 .filter(|micros| *micros > 0)
                 .map(|micros| micros as f64 / 1e6),
+            zero_copy_send: self.zero_copy.info(),
             cpu_throttle_percentage: statistics.cpu_throttle_percentage(),
             error_desc: state.error.clone(),
             blocked_reasons: state.blocked_reasons.clone(),

@@ -27,6 +27,7 @@ mod replay;
 mod source;
 mod statistics;
 mod walk;
+mod zero_copy;
 
 pub use crate::{
     accept::MAX_CANDIDATES,
@@ -44,4 +45,5 @@ pub use crate::{
     source::{Outcome, Source},
     statistics::{MigrationInfo, RamStatistics, XbzrleStatistics},
     walk::{InputEnd, Piece, StreamWalk, Walked},
+    zero_copy::ZeroCopyInfo,
 };

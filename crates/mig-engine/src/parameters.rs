@@ -142,6 +142,10 @@ pub struct Capabilities {
     pub pause_before_switchover: bool,
     /// Pages go over [data channels](Parameters::multifd_channels) of their own; both ends must have it on.
     pub multifd: bool,
+    /// Long runs of pages leave the data channels without the kernel copying them, where it really does that: over TCP, through
+    /// a network device that gathers (docs/wire/transports.md §4). Where it does not, pages are sent as without it, which
+    /// is told; on the loopback it never does. Source only; with `multifd`, without its compression.
+    pub zero_copy_send: bool,
     /// Pages that the destination has already are sent as the difference (docs/wire/ram.md §4), for guests that change
     /// little of each page they write, over slow links. Source only; not with `multifd` nor over `rdma:`.
     pub xbzrle: bool,

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::multifd::MultifdInfo;
+use crate::{multifd::MultifdInfo, zero_copy::ZeroCopyInfo};
 
 /// Counters of a running migration. Writers are the driver's tasks, readers anybody.
 #[derive(Debug, Default)]
@@ -227,6 +227,9 @@ pub struct MigrationInfo {
     /// Seconds of processor time that the threads of data channels took, once they ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multifd_cpu_seconds: Option<f64>,
+    /// Capability `zero-copy-send`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_copy_send: Option<ZeroCopyInfo>,
     /// How much the guest is slowed down, in percent; only while it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_throttle_percentage: Option<u64>,

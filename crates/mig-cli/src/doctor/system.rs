@@ -2,6 +2,8 @@
 
 use std::{fs, thread};
 
+use mig::transport::ZeroCopyLimits;
+
 use crate::doctor::report::{Check, Group, Machine};
 
 /// Which machine this is.
@@ -74,21 +76,28 @@ fn zero_copy() -> Check {
             "a newer kernel",
         );
     }
-    let bytes = read("/proc/sys/net/core/optmem_max").and_then(|text| text.parse::<u64>().ok());
-    match bytes {
-        Some(bytes) if bytes < 65_536 => Check::limited(
+    let limits = ZeroCopyLimits::here();
+    if let Some(shortage) = limits.shortage() {
+        // It says what to do as well.
+        let (what, remedy) = shortage.split_once(": ").unwrap_or((&shortage, ""));
+        return Check::limited(
             Group::System,
             NAME,
-            format!(
-                "SO_ZEROCOPY is there; net.core.optmem_max of {bytes} bytes allows few sends in flight"
-            ),
-            "sysctl net.core.optmem_max=1048576",
-        ),
-        Some(bytes) => {
-            Check::works(Group::System, NAME, format!("SO_ZEROCOPY, optmem_max {bytes} bytes"))
-        }
-        None => Check::works(Group::System, NAME, "SO_ZEROCOPY"),
+            format!("SO_ZEROCOPY is there; {what}"),
+            remedy,
+        );
     }
+    let figure =
+        |bytes: Option<u64>| bytes.map_or("no limit".into(), |bytes| format!("{bytes} bytes"));
+    Check::works(
+        Group::System,
+        NAME,
+        format!(
+            "SO_ZEROCOPY for tcp; lockable memory {}, optmem_max {}; the loopback always copies",
+            figure(limits.memlock_bytes),
+            figure(limits.optmem_bytes)
+        ),
+    )
 }
 
 fn pipe_size() -> Check {

@@ -57,6 +57,7 @@ use crate::{
     multifd::{Beside, Main},
     parameters::{Capabilities, Deadlines, Parameters},
     statistics::MigrationInfo,
+    zero_copy,
 };
 
 /// The section id of `ram`; devices follow.
@@ -254,6 +255,10 @@ impl Source {
         progress: &Progress,
     ) -> Result<bool> {
         xbzrle::check(self.capabilities, connector.has_ram_hooks())?;
+        zero_copy::check(self.capabilities, &shared.parameters())?;
+        if self.capabilities.zero_copy_send {
+            shared.zero_copy.want();
+        }
         self.check_throttle()?;
         let mut ram = RamSource::new(Arc::clone(&self.memory))?;
         if self.capabilities.xbzrle {
@@ -568,6 +573,7 @@ impl Job<'_> {
                 }
             }
             let dirtied = self.ram.sync()?;
+            self.shared.zero_copy.synced(statistics);
             let sent = self.bytes_out();
             self.brake(Interval {
                 dirtied_bytes: self.ram.expected_bytes(dirtied),
@@ -613,6 +619,7 @@ impl Job<'_> {
         }
         debug_assert_eq!(self.shared.status(), MigrationStatus::Device);
         self.ram.sync()?;
+        self.shared.zero_copy.synced(statistics);
         statistics.dirty_sync_count.add(1);
         Ok(state)
     }

@@ -19,3 +19,4 @@ mod support;
 mod throttle;
 mod verdicts;
 mod xbzrle;
+mod zero_copy;

@@ -18,6 +18,7 @@ struct Told {
     reason: OnceLock<String>,
     zero_copied: AtomicU64,
     copied: AtomicU64,
+    ordinary: AtomicU64,
     enobufs: AtomicU64,
 }
 
@@ -33,9 +34,12 @@ pub struct ZeroCopyReport {
     pub reason: Option<String>,
     /// Bytes of pages that the kernel is done with and did not copy.
     pub bytes_zero_copied: u64,
-    /// Bytes of pages that the kernel copied: because it said so afterwards, or because they were sent the ordinary way
-    /// since zero copy was asked for. What is in flight is in neither count.
+    /// Bytes of pages that the kernel was asked not to copy, and copied all the same. What is in flight is in neither
+    /// count.
     pub bytes_copied_by_kernel: u64,
+    /// Bytes of pages that were sent the ordinary way since: short runs, what the kernel had no room for, and everything
+    /// once zero copy was given up.
+    pub bytes_ordinary: u64,
     /// Times the kernel had no room for another send in flight (`ENOBUFS`).
     pub enobufs: u64,
 }
@@ -66,6 +70,7 @@ impl ZeroCopy {
             reason: self.0.reason.get().cloned(),
             bytes_zero_copied: count(&self.0.zero_copied),
             bytes_copied_by_kernel: count(&self.0.copied),
+            bytes_ordinary: count(&self.0.ordinary),
             enobufs: count(&self.0.enobufs),
         }
     }
@@ -81,6 +86,10 @@ impl ZeroCopy {
 
     pub(super) fn add_copied(&self, bytes: u64) {
         self.0.copied.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_ordinary(&self, bytes: u64) {
+        self.0.ordinary.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Answers how many there are now.

@@ -98,7 +98,7 @@ impl ZeroCopySending {
             return Ok(sent);
         }
         let sent = gather.send_run(fd, run.len, more)?;
-        self.told.add_copied(sent.page_bytes as u64);
+        self.told.add_ordinary(sent.page_bytes as u64);
         Ok(sent.bytes)
     }
 

@@ -50,6 +50,10 @@ pub(super) async fn serve(
     done: mpsc::UnboundedSender<()>,
 ) -> Result<()> {
     out.rehome()?;
+    let sends = &common.migration.zero_copy;
+    if sends.is_wanted() {
+        sends.joined(format!("data channel {id}"), out.request_zero_copy());
+    }
     out.write_all(&Hello { uuid: common.uuid, id }.encode()).await?;
     out.flush().await?;
     let mut channel = SendChannel {

@@ -287,6 +287,7 @@ impl SendChannels {
     /// Not cancel safe: drop the channels.
     async fn mark(&mut self, mode: SyncMode, main: &mut StreamWriter) -> Result<()> {
         self.sync().await?;
+        self.common.migration.zero_copy.watch();
         if mode == SyncMode::PerRound {
             main.write_all(&RamWord::MULTIFD_FLUSH.to_be_bytes()).await?;
         }
@@ -301,6 +302,7 @@ impl SendChannels {
     async fn end(&mut self) -> Result<()> {
         self.order(Order::End);
         self.settled().await?;
+        self.common.migration.zero_copy.watch();
         let info = self.info();
         if let Some(compression) = &info.compression {
             tracing::info!(
