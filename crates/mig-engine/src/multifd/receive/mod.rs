@@ -206,9 +206,8 @@ impl DataChannels {
             return false;
         };
         let (.., reader) = &mut self.waiting[at];
-        let full = reader.buffer().len() == reader.capacity();
-        // No longer than one look.
-        let gone = !full
+        // A source may have sent everything and left before we look. No longer than one look.
+        let gone = reader.buffer().is_empty()
             && match tokio::time::timeout(Duration::ZERO, reader.fill()).await {
                 Ok(Ok(came)) => came == 0,
                 Ok(Err(_)) => true,
