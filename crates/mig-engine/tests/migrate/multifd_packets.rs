@@ -3,8 +3,9 @@
 
 use mig_engine::MultifdCompression;
 use mig_transport::Blame;
+use tokio::io::AsyncWriteExt;
 
-use crate::multifd_wire::{Kind, Mode, PAGES, Receiving, Script};
+use crate::multifd_wire::{Kind, Mode, PAGES, Receiving, Script, connection, listen};
 
 const NONE: MultifdCompression = MultifdCompression::None;
 
@@ -150,29 +151,34 @@ async fn what_breaks_a_rule_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_behind_the_end_are_refused() {
-    let mut script = Script::new(2, Mode::PerRound, NONE);
+    let mut script = Script::new(1, Mode::PerRound, NONE);
     script.rounds();
-    // So late that it cannot have been meant: main's devices wait for it.
-    let devices = script.main.split_off(script.main.len() - 1);
-    script.packet(1, 0, &[(2, 1)], &[]);
-    let mut receiving = Receiving::new(2, NONE);
-    let handle = receiving.destination.handle();
-    let stop = async {
-        // Main never ends: only the packet can end the migration.
-        tokio::time::sleep(std::time::Duration::from_secs(20)).await;
-        handle.cancel();
+    let before = script.data[0].len();
+    script.packet(0, 0, &[(2, 1)], &[]);
+    let mut receiving = Receiving::new(1, NONE);
+    let (door, diary) = (receiving.door.clone(), receiving.diary.clone());
+    let source = async {
+        let (main, mut main_far) = connection(Kind::Unix).await;
+        let (data, mut data_far) = connection(Kind::Unix).await;
+        door.send(main).unwrap();
+        door.send(data).unwrap();
+        data_far.write_all(&script.hellos[0]).await.unwrap();
+        data_far.write_all(&script.data[0][..before]).await.unwrap();
+        // All but the end, so that the devices load and nothing more.
+        let devices = script.main.len() - 60;
+        main_far.write_all(&script.main[..devices]).await.unwrap();
+        while !diary.has("load disk") {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        data_far.write_all(&script.data[0][before..]).await.unwrap();
+        let said = listen(&mut main_far).await;
+        drop((main_far, data_far));
+        said
     };
-    let order = [None, Some(0), Some(1)];
-    let run = receiving.run(&script, &order, Kind::Unix);
-    let (received, said) = tokio::select! {
-        biased;
-        outcome = run => outcome,
-        () = stop => panic!("the packet went unnoticed"),
-    };
+    let (received, said) = tokio::join!(receiving.destination.run(&mut receiving.listener), source);
     let error = received.unwrap_err();
     assert!(error.to_string().contains("had ended"), "{error}");
     assert_eq!(said, Some(1));
-    drop(devices);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@
 use std::{
     fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use mig_transport::Blame;
@@ -22,6 +23,9 @@ use tokio::sync::watch;
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
+
+/// How long a thread may take to notice what the kernel knows already.
+const NOTICE: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug)]
@@ -122,6 +126,19 @@ impl Hub {
 
     pub(super) fn is_here(&self, id: u8) -> bool {
         self.state.borrow().channels.get(usize::from(id)).is_some_and(|channel| channel.here)
+    }
+
+    /// Gives the thread of a channel a moment to notice that its source has gone; answers whether it did.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn becomes_vacant(&self, id: u8) -> bool {
+        let mut watching = self.state.subscribe();
+        let vacant = watching.wait_for(|state| {
+            state.channels.get(usize::from(id)).is_some_and(|channel| !channel.here)
+        });
+        tokio::time::timeout(NOTICE, vacant).await.is_ok()
     }
 
     // What main says.
@@ -335,8 +352,16 @@ impl Hub {
     /// Adds to a wait that was too long what was being waited for.
     pub(crate) fn explain(&self, error: Error) -> Error {
         let state = self.state.borrow();
-        match state.missing() {
-            Some(missing) if error.blame() == Blame::Deadline && state.at_mark => {
+        if error.blame() != Blame::Deadline {
+            return error;
+        }
+        let mut unsynced = (0..).zip(&state.channels).filter(|(_, channel)| channel.unsynced);
+        let unsynced: Option<(usize, _)> = unsynced.next();
+        match (state.missing(), unsynced) {
+            (_, Some((id, _))) if state.closed => error.noting(format!(
+                "data channel {id} brought pages after the last mark, and no SYNC follows them"
+            )),
+            (Some(missing), _) if state.at_mark => {
                 error.noting(format!("the main channel waits for the data channels: {missing}"))
             }
             _ => error,

@@ -150,7 +150,10 @@ impl DataChannels {
             ))
             .on(name));
         }
-        if self.hub.is_here(hello.id) && !self.forget_if_gone(hello.id).await {
+        if self.hub.is_here(hello.id)
+            && !self.forget_if_gone(hello.id).await
+            && !(self.started && self.hub.becomes_vacant(hello.id).await)
+        {
             tracing::warn!(
                 channel = name,
                 id = hello.id,
