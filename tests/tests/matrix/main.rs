@@ -14,6 +14,7 @@ mod cell;
 mod encoded;
 mod link;
 mod live;
+mod multifd;
 mod piped;
 mod refused;
 
@@ -54,6 +55,14 @@ macro_rules! matrix {
                 guarded(|| encoded::into_qemu(Release::$release, $machine));
             }
 
+            channels! { $release $machine;
+                multifd_2_tcp: 2 "none" true;
+                multifd_4_unix: 4 "none" false;
+                multifd_2_zlib: 2 "zlib" true;
+                multifd_4_zstd: 4 "zstd" true;
+                multifd_2_zstd_unix: 2 "zstd" false;
+            }
+
             #[test]
             fn straight_through_plain() {
                 guarded(|| piped::straight_through(Release::$release, $machine, false));
@@ -83,6 +92,23 @@ macro_rules! rows {
                     run!($return_path)(Release::$release, $machine, Transport::$transport, true)
                 });
             }
+        }
+    )* };
+}
+
+macro_rules! channels {
+    ($release:ident $machine:literal; $($name:ident: $count:literal $compression:literal $tcp:literal;)*) => { $(
+        #[test]
+        fn $name() {
+            guarded(|| {
+                let channels = multifd::Channels {
+                    count: $count,
+                    compression: $compression,
+                    feature: concat!("recv --multifd ", $count, ", ", $compression),
+                    tcp: $tcp,
+                };
+                multifd::saved(Release::$release, $machine, channels);
+            });
         }
     )* };
 }
