@@ -90,7 +90,9 @@ impl Growth {
             let gain = self.before.map_or(0.0, |before| (rate / before - 1.0) * 100.0);
             format!("the last of {channels} changed the rate by {gain:+.0} % to {mbps:.0} MB/s")
         } else if used >= budget * USED_UP {
-            format!("{channels} take {used:.1} of {budget:.1} processors to send {mbps:.0} MB/s")
+            format!(
+                "with {channels}, {used:.1} of {budget:.1} processors are used to send {mbps:.0} MB/s"
+            )
         } else if channels >= usize::from(self.limits.most) {
             format!("{channels} are as many as were allowed, and send {mbps:.0} MB/s")
         } else {
@@ -137,7 +139,7 @@ mod tests {
         let mut growth = Growth::new(limits, 8);
         assert!(growth.wants_another(&trial(1, 500, 50)));
         assert!(!growth.wants_another(&trial(2, 900, 95)));
-        assert_eq!(growth.why(), "2 take 0.9 of 1.0 processors to send 900 MB/s");
+        assert_eq!(growth.why(), "with 2, 0.9 of 1.0 processors are used to send 900 MB/s");
         // All processors of a small machine.
         let mut growth = Growth::new(AutoChannels::default(), 1);
         assert!(!growth.wants_another(&trial(1, 500, 99)));
