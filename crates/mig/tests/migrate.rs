@@ -79,6 +79,19 @@ fn over_data_channels() {
     }
 }
 
+/// The guest writes pages that the kernel may still be reading.
+#[test]
+fn over_data_channels_that_ask_for_no_copy() {
+    for transport in ["tcp", "unix"] {
+        let mut plan = plan(transport, Memory::Cold);
+        plan.capabilities.multifd = true;
+        plan.capabilities.zero_copy_send = true;
+        let report = run(&plan, |_| {});
+        assert_eq!(report.status, RunStatus::Completed, "{:?}", report.reason);
+        assert!(report.verified && report.confirmed, "{report:?}");
+    }
+}
+
 #[test]
 fn over_data_channels_compressed() {
     for method in [MultifdCompression::Zlib, MultifdCompression::Zstd] {
