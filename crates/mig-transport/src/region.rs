@@ -23,6 +23,10 @@ use std::{fmt, ptr::NonNull, sync::Arc};
 /// - `as_ptr()` answers the same address and `len()` the same length each time;
 /// - all `len()` bytes are mapped readable and writable, and stay so;
 /// - no Rust reference to any of these bytes is alive while a user of this trait may touch them.
+///
+/// A channel that sends [without a copy](crate::SendHalf::request_zero_copy) keeps the value until the kernel is done with
+/// it, so these promises are all that it needs. They say nothing of what is in memory: who lets go of a region and goes
+/// on using its bytes otherwise must have ended the channel in its orderly way first.
 pub unsafe trait Region: Send + Sync {
     /// The first byte.
     fn as_ptr(&self) -> NonNull<u8>;

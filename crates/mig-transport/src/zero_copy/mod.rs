@@ -12,7 +12,7 @@
 //!
 //! Asked for, a half first looks at the [limits](ZeroCopyLimits) that would make the kernel refuse, then sends long runs
 //! of pages this way (docs/wire/transports.md §4, `zero-copy-send`). The kernel says of each send when it is done with
-//! the memory, and whether it copied after all: loopback, and devices that cannot gather, always do, and then asking
+//! the memory, and whether it copied after all: loopback, veth and devices that cannot gather always do, and then asking
 //! costs time and gains none. So a half that is told so for some MiB on end stops asking, and its [`ZeroCopy`] says why.
 //! Nothing here ever ends a channel: what cannot be sent without a copy is sent with one.
 //!

@@ -180,8 +180,8 @@ impl ZeroCopySending {
             self.copied_on_end += bytes;
             if self.copied_on_end >= PROBE_BYTES {
                 self.told.give_up(format!(
-                    "the kernel copied all of {} bytes on end that it was asked to send without a copy: loopback and \
-                     network devices that cannot gather always do",
+                    "the kernel copied all of {} bytes on end that it was asked to send without a copy: it always does where \
+                     the other end is on this machine (loopback, veth), and where the network device cannot gather",
                     self.copied_on_end
                 ));
             }
