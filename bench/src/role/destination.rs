@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mig_engine::Destination;
+use mig_engine::{Capabilities, Destination, Parameters};
 use mig_ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +46,10 @@ pub(super) fn live(role: &DestinationRole) -> Result<()> {
     }
     let mut destination =
         Destination::new(Arc::clone(&memory) as Arc<dyn GuestMemory>, Box::new(IdleGuest));
-    if role.multifd.is_some() {
-        return Err("this destination takes no data channels yet".into());
+    if let Some(multifd) = role.multifd {
+        let (mut capabilities, mut parameters) = (Capabilities::default(), Parameters::default());
+        multifd.apply(&mut capabilities, &mut parameters);
+        destination = destination.with_capabilities(capabilities).with_parameters(parameters);
     }
     let cpu_seconds = on_runtime(async {
         let mut listener = listener(&role.listen).await?;
