@@ -162,7 +162,7 @@ pub(super) fn zstd(plan: &Plan, section: &mut Section) -> Result<()> {
         "{CHANNELS} data channels over tcp, zstd, the receiver's memory untouched. Every page is a quarter noise and three \
          quarters one byte, the same bytes for all; QEMU compresses at level {QEMU_LEVEL}, its default, mig at the level \
          that it chooses by a sample, and a second time at 1. Compression is guest memory by what each source says it \
-         transferred; ratios are the same if they differ by less than {:.0} %. {QEMUS}",
+         transferred (QEMU 7.2 counts pages before they are compressed: there it is what the loopback carried); ratios are the same if they differ by less than {:.0} %. {QEMUS}",
         (1.0 - SAME_RATIO) * 100.0
     ));
     Ok(())

@@ -58,9 +58,10 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     section.notes.push(format!(
         "A running guest writes eight bytes, all of which change, in every page of {} MiB, over and over; the cache holds \
          all of its memory. What is counted are pages that went as XBZRLE records within {} s in the middle of a \
-         migration, after a first pass of records; CPU seconds are the source's without its guest: for mig the whole process but \
+         migration, after a first pass of records; every pass is of all those pages: QEMU's guest is that fast, and mig waits, \
+         asleep, until its own is, so that its seconds and GiB/s say nothing. CPU seconds are the source's without its guest: for mig the whole process but \
          the guest's thread, for QEMU (-accel tcg, a guest program of ours) its migration thread alone. That is finding the \
-         pages, looking them up, encoding, sending; whoever receives only reads. GiB/s are guest pages.",
+         pages, looking them up, encoding, sending; whoever receives only reads.",
         (u64::from(touch.pages) * mig_ram::PAGE_SIZE as u64) >> 20,
         WINDOW.as_secs()
     ));

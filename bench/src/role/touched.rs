@@ -4,14 +4,21 @@
 //! ```text
 //!   pass 1: whole pages ─▶ pass 2: into the cache ─▶ deltas, one for every page: begun ─▶ the window ─▶ cancelled
 //! ```
+//!
+//! A guest whose writes are tracked is slower than a source, and a pass of a few pages would cost the look at all of memory. So
+//! a pass waits, asleep, until every page was touched since the last one ended: all passes are of the whole working set, as
+//! QEMU's are, whose guest is the faster one there.
 
 use std::{
-    process, thread,
+    process,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use mig_engine::{Capabilities, MigrationHandle, MigrationInfo, Parameters, Source};
 use mig_proto::state::MigrationStatus;
+use mig_ram::{BlockInfo, DirtyBitmap, DirtyLogInfo, GuestMemory, RamBlocks};
 use mig_transport::Blame;
 use serde::{Deserialize, Serialize};
 
@@ -19,10 +26,10 @@ use super::{
     Go, Ready, Touch, cpu, hear,
     meeting::connector,
     on_runtime, say,
-    touching_guest::{THREAD, TouchingGuest},
+    touching_guest::{BURST, Progress, THREAD, TouchingGuest},
 };
 use crate::{
-    child::{TRANSFER, thread_seconds},
+    child::{STEP, TRANSFER, thread_seconds},
     failure::Result,
     memory::{guest_ram, whole},
 };
@@ -54,8 +61,10 @@ pub(crate) struct TouchedResult {
 }
 
 pub(super) fn live(role: &TouchedRole) -> Result<()> {
-    let memory = std::sync::Arc::new(guest_ram(role.touch.ram_bytes)?);
-    let guest = TouchingGuest::running(&whole(&memory), role.touch)?;
+    let ram = guest_ram(role.touch.ram_bytes)?;
+    let guest = TouchingGuest::running(&whole(&ram), role.touch)?;
+    let pages = u64::from(role.touch.pages);
+    let memory = Arc::new(Awaited { ram, guest: guest.progress(), pages });
     say(&Ready { address: None })?;
     let go: Go = hear()?;
     let connector = connector(&go.address, false)?;
@@ -64,7 +73,7 @@ pub(super) fn live(role: &TouchedRole) -> Result<()> {
     let mut parameters = Parameters::default();
     parameters.xbzrle_cache_size = role.touch.ram_bytes;
     // It is not to end before it is told to.
-    parameters.downtime_limit = 1;
+    parameters.downtime_limit = 0;
     let mut source = Source::new(memory, Box::new(guest))
         .with_capabilities(capabilities)
         .with_parameters(parameters);
@@ -82,6 +91,44 @@ pub(super) fn live(role: &TouchedRole) -> Result<()> {
         Ok(_) => return Err("the guest stood still: the migration came to its end".into()),
     }
     say(&seen?)
+}
+
+/// Guest memory whose dirty log is read only when every page was touched since it was asked for.
+struct Awaited {
+    ram: RamBlocks,
+    guest: Progress,
+    pages: u64,
+}
+
+impl GuestMemory for Awaited {
+    fn block_count(&self) -> usize {
+        self.ram.block_count()
+    }
+
+    fn block(&self, index: usize) -> Option<BlockInfo> {
+        self.ram.block(index)
+    }
+
+    fn start_dirty_log(&self) -> mig_ram::Result<DirtyLogInfo> {
+        self.ram.start_dirty_log()
+    }
+
+    fn sync_dirty(&self, index: usize, into: &DirtyBitmap) -> mig_ram::Result<u64> {
+        let (due, deadline) =
+            (self.guest.written() + self.pages + 2 * BURST as u64, Instant::now() + STEP);
+        while self.guest.written() < due && self.guest.is_running() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.ram.sync_dirty(index, into)
+    }
+
+    fn stop_dirty_log(&self) -> mig_ram::Result<()> {
+        self.ram.stop_dirty_log()
+    }
+
+    fn mark_touched(&self, index: usize, into: &DirtyBitmap) -> mig_ram::Result<bool> {
+        self.ram.mark_touched(index, into)
+    }
 }
 
 fn ended(status: MigrationStatus) -> bool {

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
 };
@@ -47,7 +47,7 @@ impl Touch {
 pub(super) const THREAD: &str = "guest";
 
 /// Pages written between two looks at whether to stop.
-const BURST: usize = 64;
+pub(super) const BURST: usize = 64;
 
 /// See the module. Dropping it ends its writing.
 pub(super) struct TouchingGuest {
@@ -68,6 +68,8 @@ struct Shared {
     changed: Condvar,
     /// The same as `Running`, to be asked often.
     running: AtomicBool,
+    /// Pages written so far, a burst at a time.
+    written: AtomicU64,
 }
 
 impl TouchingGuest {
@@ -83,11 +85,17 @@ impl TouchingGuest {
             state: Mutex::new(State::Running),
             changed: Condvar::new(),
             running: AtomicBool::new(true),
+            written: AtomicU64::new(0),
         });
         let writing = Arc::clone(&shared);
         let writer =
             thread::Builder::new().name(THREAD.into()).spawn(move || writing.write(&set))?;
         Ok(Self { shared, writer: Some(writer) })
+    }
+
+    /// For somebody else to look at what it does.
+    pub(super) fn progress(&self) -> Progress {
+        Progress(Arc::clone(&self.shared))
     }
 
     fn change(&self, from: State, to: State) -> MutexGuard<'_, State> {
@@ -101,6 +109,20 @@ impl TouchingGuest {
     }
 }
 
+/// How far a guest has come.
+pub(super) struct Progress(Arc<Shared>);
+
+impl Progress {
+    /// Pages written so far, give or take a burst either way.
+    pub(super) fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.0.running.load(Ordering::Acquire)
+    }
+}
+
 impl Shared {
     fn write(&self, set: &RegionSlice) {
         let mut half = 0u32;
@@ -108,8 +130,11 @@ impl Shared {
             half = half.wrapping_add(Touch::STEP);
             let word = (u64::from(half) << 32 | u64::from(half)).to_le_bytes();
             for (number, page) in (0..set.len()).step_by(PAGE_SIZE).enumerate() {
-                if number % BURST == 0 && !self.may_write() {
-                    return;
+                if number % BURST == 0 {
+                    self.written.fetch_add(BURST as u64, Ordering::Release);
+                    if !self.may_write() {
+                        return;
+                    }
                 }
                 set.sub(page + usize::from(Touch::AT), word.len())
                     .expect("eight bytes within a page of the working set")
