@@ -77,6 +77,13 @@ impl<T> Lane<T> {
     }
 }
 
+impl<T> Lane<T> {
+    /// Whether its thread has ended, so that dropping it waits for nothing.
+    pub(crate) fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 impl<T> Drop for Lane<T> {
     fn drop(&mut self) {
         self.alive = None;

@@ -52,6 +52,90 @@ async fn channels_come_in_any_order() {
     }
 }
 
+/// All that a channel has to say may be there, its end too, before main is: it fits the sockets' buffers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_may_be_through_before_main_comes() {
+    let mut script = Script::new(1, Mode::PerRound, NONE);
+    script.packet(0, 0, &[(1, 1), (2, 2)], &[3]);
+    script.end_round();
+    script.end();
+    let mut receiving = Receiving::new(1, NONE);
+    let door = receiving.door.clone();
+    let source = async {
+        let (first, mut first_far) = connection(Kind::Tcp).await;
+        first_far.write_all(&script.hellos[0]).await.unwrap();
+        first_far.write_all(&script.data[0]).await.unwrap();
+        drop(first_far);
+        door.send(first).unwrap();
+        // In any case it goes well; this makes it the case that is meant.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (main, main_far) = connection(Kind::Tcp).await;
+        door.send(main).unwrap();
+        crate::multifd_wire::talk(main_far, &script.main).await
+    };
+    let (received, said) = tokio::join!(receiving.destination.run(&mut receiving.listener), source);
+    received.unwrap();
+    assert_eq!(said, Some(0));
+    receiving.check(&script);
+}
+
+/// One that is opened on the way may be ahead of main, and of a channel that still has older copies of its pages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_comes_later_waits_until_main_speaks_of_it() {
+    let mut script = Script::new(2, Mode::PerRound, NONE);
+    let joined = |channels| {
+        let mut said = Vec::new();
+        let value = mig_proto::peer::channels_from_here(channels);
+        mig_proto::encode::command(&mut said, &mig_proto::Command::Ping(value));
+        said
+    };
+    // Before START there is one.
+    let start = script.main.windows(4).position(|bytes| bytes == b"\x03ram").unwrap() - 5;
+    script.main.splice(start..start, joined(1));
+    script.data[1].clear();
+    let start = (script.main.len(), script.data[0].len());
+    script.packet(0, 0, &[(5, 1)], &[]);
+    script.section(mig_proto::SectionKind::Part, "ram");
+    script.sync_packet(0);
+    script.flush();
+    script.end_ram();
+    let first_round = (script.main.len(), script.data[0].len());
+    script.main.extend(joined(2));
+    script.packet(1, 0, &[(5, 2)], &[]);
+    script.end_round();
+    script.end();
+    let mut receiving = Receiving::new(2, NONE);
+    let mut parameters = mig_engine::Parameters::default();
+    parameters.multifd_auto = Some(mig_engine::AutoChannels::default());
+    receiving.destination = receiving.destination.with_parameters(parameters);
+    let door = receiving.door.clone();
+    let source = async {
+        let (main, mut main_far) = connection(Kind::Unix).await;
+        let (first, mut first_far) = connection(Kind::Unix).await;
+        let (second, mut second_far) = connection(Kind::Unix).await;
+        for near in [main, first] {
+            door.send(near).unwrap();
+        }
+        first_far.write_all(&script.hellos[0]).await.unwrap();
+        first_far.write_all(&script.data[0][..start.1]).await.unwrap();
+        main_far.write_all(&script.main[..start.0]).await.unwrap();
+        door.send(second).unwrap();
+        second_far.write_all(&script.hellos[1]).await.unwrap();
+        second_far.write_all(&script.data[1]).await.unwrap();
+        main_far.write_all(&script.main[start.0..first_round.0]).await.unwrap();
+        // Time for what must not happen.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        first_far.write_all(&script.data[0][start.1..]).await.unwrap();
+        let said = crate::multifd_wire::talk(main_far, &script.main[first_round.0..]).await;
+        drop((first_far, second_far));
+        said
+    };
+    let (received, said) = tokio::join!(receiving.destination.run(&mut receiving.listener), source);
+    received.unwrap();
+    assert_eq!(said, Some(0));
+    receiving.check(&script);
+}
+
 /// Memory that is there gets pages straight from the kernel; what was there before must be gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn touched_memory_is_overwritten() {

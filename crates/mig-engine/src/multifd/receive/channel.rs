@@ -151,6 +151,7 @@ impl DataChannel {
                 Some(memory) => memory,
                 None => {
                     let layout = self.hub.layout().await?;
+                    self.hub.joined(self.id).await;
                     let landing = Landing::new(layout.placement.placer()?, self.method)?;
                     memory.insert(Memory { layout, landing, hint: 0 })
                 }

@@ -252,17 +252,38 @@ impl Hub {
         known.is_ok_and(|state| state.switchover)
     }
 
+    /// Waits until main spoke of the channel. One that was opened while the migration ran may be far ahead of main: until
+    /// then others may still bring what an earlier pass had for the same pages.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn joined(&self, id: u8) {
+        let mut watching = self.state.subscribe();
+        let joined = |state: &State| {
+            state.channels.get(usize::from(id)).is_some_and(|channel| channel.joined.is_some())
+        };
+        let _state = watching.wait_for(joined).await;
+    }
+
     /// Pages are about to land, the first since the last SYNC.
+    ///
+    /// # Errors
+    ///
+    /// Memory is closed, or everybody is to stop: a channel with much in its buffer looks nowhere else.
     pub(super) fn begin_pages(&self, id: u8) -> Result<()> {
-        let mut late = false;
+        let (mut late, mut stopped) = (false, false);
         self.state.send_if_modified(|state| {
-            late = state.closed;
+            (late, stopped) = (state.closed, state.failed);
             if let Some(channel) = state.channels.get_mut(usize::from(id)).filter(|_| !late) {
                 channel.unsynced = true;
             }
             // Nobody waits for this.
             false
         });
+        if stopped {
+            return Err(Error::cancelled());
+        }
         if late {
             return Err(Error::peer_misbehaved("pages after the last section of ram had ended"));
         }
@@ -378,12 +399,13 @@ impl Hub {
 }
 
 impl State {
-    /// Whether the next mark can be passed, or the channel because of which it never can.
+    /// Has places for so many channels, at least.
     fn make_room(&mut self, channels: usize) {
         let channels = channels.max(self.channels.len());
         self.channels.resize(channels, Progress::default());
     }
 
+    /// Whether the next mark can be passed, or the channel because of which it never can.
     fn mark_is_due(&self) -> Option<Result<(), usize>> {
         let mut all = true;
         for (id, channel) in self.channels.iter().enumerate() {
@@ -402,7 +424,9 @@ impl State {
     fn missing(&self) -> Option<String> {
         let late: Vec<_> = (0..)
             .zip(&self.channels)
-            .filter(|(_, channel)| channel.delivered <= self.released)
+            .filter(|(_, channel)| {
+                channel.joined.is_some_and(|joined| joined + channel.delivered <= self.released)
+            })
             .collect();
         let absent = late.iter().filter(|(_, channel)| !channel.here).count();
         let mut words = String::new();

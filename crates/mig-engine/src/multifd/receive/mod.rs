@@ -51,6 +51,8 @@ pub(crate) struct DataChannels {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
     uuid: Option<[u8; 16]>,
+    /// What the first channel says counts, for nobody told us.
+    uuid_is_told: bool,
     method: Method,
     device_states: Option<DeviceStateSender>,
     /// Those that came before main.
@@ -84,6 +86,7 @@ impl DataChannels {
             hub: Arc::new(hub),
             shared: Arc::clone(shared),
             uuid,
+            uuid_is_told: uuid.is_some(),
             method,
             device_states: None,
             waiting: Vec::new(),
@@ -198,6 +201,8 @@ impl DataChannels {
             method: self.method,
             device_states: self.device_states.clone(),
         };
+        // Strangers that came and went leave no threads behind.
+        self.lanes.retain(|lane| !lane.is_over());
         let name = format!("mig-receive-{id}");
         self.lanes.push(Lane::spawn(name, &self.shared, move || channel.serve())?);
         Ok(())
@@ -220,7 +225,18 @@ impl DataChannels {
             tracing::warn!(id, "a data channel ended before its main channel came");
             self.waiting.remove(at);
             self.hub.set_here(id, false);
+            if !self.uuid_is_told && self.hub.arrived() == 0 {
+                // The next source may be another guest's.
+                self.uuid = None;
+            }
         }
         gone
+    }
+}
+
+impl Drop for DataChannels {
+    fn drop(&mut self) {
+        // Each lane is waited for, and looks here between two packets.
+        self.hub.stop();
     }
 }
