@@ -11,6 +11,7 @@ mod hooks;
 mod multifd_arrival;
 mod multifd_failures;
 mod multifd_packets;
+mod multifd_source;
 mod multifd_wire;
 mod scripted;
 mod stored;

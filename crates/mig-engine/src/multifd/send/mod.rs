@@ -366,3 +366,10 @@ impl SendChannels {
         Ok(())
     }
 }
+
+impl Drop for SendChannels {
+    fn drop(&mut self) {
+        // Each lane is waited for, and looks here between two packets.
+        self.hold();
+    }
+}
