@@ -15,8 +15,8 @@ use std::{
 
 use async_trait::async_trait;
 use mig_engine::{
-    Capabilities, Deadlines, Error, MigrationHandle, MultifdCompression, Outcome, Owner,
-    Parameters, Source,
+    Capabilities, Deadlines, Destination, Error, MigrationHandle, MultifdCompression, Outcome,
+    Owner, Parameters, Source,
 };
 use mig_ram::{RamBlock, RamBlocks};
 use mig_testkit::pattern;
@@ -26,14 +26,20 @@ use mig_transport::{
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::{
-    multifd_wire::{Far, Kind, connection, deadlines, tcp_pair},
-    support::{Diary, TestGuest, whole},
+    multifd_wire::{Far, Kind, channel, connection, deadlines, tcp_pair},
+    support::{Arriving, Diary, TestGuest, whole},
 };
 
 /// Far below the idle deadline of the tests that do not wait for it.
 const SOON: Duration = Duration::from_secs(10);
 /// More than the sockets hold.
 const RAM_BYTES: usize = 32 << 20;
+
+/// Both ends of a connection.
+fn unix_pair() -> (Channel, Channel) {
+    let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    (channel(one.into(), "unix"), channel(other.into(), "unix"))
+}
 
 /// Hands out channels that are there: main first.
 struct Several(Mutex<VecDeque<Channel>>);
@@ -83,6 +89,27 @@ fn assert_it_runs_here(ended: Result<Outcome, Error>, diary: &Diary) -> Error {
     assert_eq!(error.owner(), Owner::Source, "{error}");
     assert!(!diary.has("stop") || diary.runs());
     error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_count_what_went_over_data_channels() {
+    let (mut source, _) = source(2, deadlines(), MultifdCompression::None);
+    let ram = Arc::new(RamBlocks::new([RamBlock::new("ram", RAM_BYTES as u64).unwrap()]).unwrap());
+    let mut guest = TestGuest::new(&Diary::default());
+    guest.machine = "pc-q35-10.0";
+    let mut capabilities = Capabilities::default();
+    capabilities.multifd = true;
+    let mut destination = Destination::new(ram.clone(), Box::new(guest))
+        .with_capabilities(capabilities)
+        .with_deadlines(deadlines());
+    let (out, into): (Vec<_>, Vec<_>) = (0..3).map(|_| unix_pair()).unzip();
+    let (connector, mut listener) = (Several::new(out), Arriving::new(into));
+    let (sent, received) = tokio::join!(source.run(&connector), destination.run(&mut listener));
+    let (sent, received) = (sent.unwrap().info.ram, received.unwrap().info.ram);
+    pattern::check(&whole(&ram, 0), 5).unwrap();
+    assert!(sent.multifd_bytes > RAM_BYTES as u64, "{sent:?}");
+    assert_eq!(sent.multifd_bytes, received.multifd_bytes);
+    assert_eq!(sent.transferred, received.transferred);
 }
 
 /// The main channel says something every 50 ms meanwhile, which is read: that is no life of the other one.

@@ -269,7 +269,7 @@ pub(crate) enum Kind {
     Unix,
 }
 
-fn channel(fd: OwnedFd, transport: &'static str) -> Channel {
+pub(crate) fn channel(fd: OwnedFd, transport: &'static str) -> Channel {
     let endpoint = Endpoint { transport, ..Endpoint::default() };
     FdIo::new(fd, FdKind::Socket, Interest::READABLE | Interest::WRITABLE)
         .unwrap()

@@ -227,7 +227,9 @@ impl Beside {
             let left = most.map_or(PART_TIME, |most| most.saturating_sub(begun.elapsed()));
             let settled = tokio::time::timeout(left.min(PART_TIME), self.channels.settled()).await;
             let statistics = &main.shared.statistics;
-            statistics.transferred.set(main.out.counters().bytes_out() + self.bytes_out());
+            let data = self.bytes_out();
+            statistics.multifd_bytes.set(data);
+            statistics.transferred.set(main.out.counters().bytes_out() + data);
             statistics.remaining.set(main.ram.unsent_bytes());
             if settled.is_err() {
                 self.check_progress()?;

@@ -303,6 +303,7 @@ impl SendChannels {
         self.order(Order::End);
         self.settled().await?;
         self.common.migration.zero_copy.watch();
+        self.common.migration.statistics.multifd_bytes.set(self.bytes_out());
         let info = self.info();
         if let Some(compression) = &info.compression {
             tracing::info!(
