@@ -16,6 +16,9 @@ use std::{
 
 use crate::failure::Result;
 
+/// Packets that the link holds: more than the windows of all streams, so that it drops none. netem's own 1000 would.
+const QUEUE: u32 = 20_000;
+
 /// A link of one's own.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -67,8 +70,10 @@ impl Link {
             run("ip", &["-n", namespace, "address", "add", &address, "dev", device])?;
             run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
             run("ip", &["-n", namespace, "link", "set", device, "up"])?;
-            let shape =
-                ["qdisc", "add", "dev", device, "root", "netem", "delay", &delay, "rate", &rate];
+            let shape = format!(
+                "qdisc add dev {device} root netem limit {QUEUE} delay {delay} rate {rate}"
+            );
+            let shape: Vec<&str> = shape.split(' ').collect();
             run("tc", &[&["-n", namespace], &shape[..]].concat())?;
         }
         Ok(link)

@@ -30,6 +30,17 @@ pub(crate) fn guest_ram(bytes: u64) -> Result<RamBlocks> {
     Ok(RamBlocks::new([RamBlock::with_options("bench.ram", bytes, &options)?])?)
 }
 
+/// Zeros of our own, of which references may be made: present, and without huge pages as guest memory is.
+pub(crate) fn plain_words(bytes: usize) -> Result<Vec<u64>> {
+    rustix::thread::disable_transparent_huge_pages(true)?;
+    let mut words = vec![0u64; bytes / 8];
+    for word in words.iter_mut().step_by(PAGE_SIZE / 8) {
+        *black_box(word) = 0;
+    }
+    rustix::thread::disable_transparent_huge_pages(false)?;
+    Ok(words)
+}
+
 /// All of the one block.
 pub(crate) fn whole(ram: &RamBlocks) -> RegionSlice {
     RegionSlice::whole(ram.block(0).expect("guest_ram makes one block").region)

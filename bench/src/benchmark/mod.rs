@@ -134,7 +134,7 @@ pub(crate) const ALL: &[Benchmark] = &[
     },
     Benchmark {
         name: "multifd-netem",
-        title: "1 Gbit/s and 20 ms, against the link",
+        title: "links of 1 Gbit/s and less with 20 ms, how far they are filled",
         lab: true,
         run: netem::run,
     },

@@ -1,12 +1,16 @@
 //! Deltas of a guest that touches eight bytes a page, against QEMU.
 
-use std::time::Duration;
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
 use super::Plan;
 use crate::{
     contest::{Entry, contest},
     contestant::{Binary, Contestant, QemuTouched, Touched},
     failure::Result,
+    memory::plain_words,
     report::{Figure, Goal, Section},
     role::Touch,
     statistics::Spread,
@@ -38,6 +42,7 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     let Some((mig, qemus)) = section.entries.split_first() else {
         return Err("nobody took part".into());
     };
+    let limit = Spread::of(limit(&touch, plan.runs)?.into_iter().map(|rate| rate / 1e3));
     let (mut told, mut judged) = (Vec::new(), Vec::new());
     for entry in &section.entries {
         let thousands = Spread::of(rates(entry)?.into_iter().map(|rate| rate / 1e3));
@@ -54,6 +59,7 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
         .iter()
         .filter_map(|entry| Some(format!("{}: {}", entry.name, entry.remark.as_deref()?)));
     let seen: Vec<_> = seen.collect();
+    told.push(Figure::told("reading a page and its copy: thousand pages a second", "", limit));
     section.figures.extend(told.into_iter().chain(judged));
     section.notes.push(format!(
         "A running guest writes eight bytes, all of which change, in every page of {} MiB, over and over; the cache holds \
@@ -61,12 +67,27 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
          migration, after a first pass of records; every pass is of all those pages: QEMU's guest is that fast, and mig waits, \
          asleep, until its own is, so that its seconds and GiB/s say nothing. CPU seconds are the source's without its guest: for mig the whole process but \
          the guest's thread, for QEMU (-accel tcg, a guest program of ours) its migration thread alone. That is finding the \
-         pages, looking them up, encoding, sending; whoever receives only reads.",
+         pages, looking them up, encoding, sending; whoever receives only reads. To make a delta a page and the cached copy of it are read whole, and a working set does not fit into \
+         the processor's cache: the C library's comparison of as many pages with their copies shows what that allows.",
         (u64::from(touch.pages) * mig_ram::PAGE_SIZE as u64) >> 20,
         WINDOW.as_secs()
     ));
     section.notes.push(format!("In the last round: {}.", seen.join("; ")));
     Ok(())
+}
+
+/// Pages a second that one thread can read together with a copy of each: what memory leaves to have.
+fn limit(touch: &Touch, runs: u32) -> Result<Vec<f64>> {
+    const WORDS: usize = mig_ram::PAGE_SIZE / 8;
+    let bytes = touch.pages as usize * mig_ram::PAGE_SIZE;
+    let (pages, copies) = (plain_words(bytes)?, plain_words(bytes)?);
+    let rate = |_| {
+        let begun = Instant::now();
+        let both = black_box(&pages).chunks_exact(WORDS).zip(copies.chunks_exact(WORDS));
+        let same = both.filter(|(page, copy)| page == copy).count();
+        same as f64 / begun.elapsed().as_secs_f64()
+    };
+    Ok((0..runs).map(rate).collect())
 }
 
 /// Pages a second of processor time.

@@ -8,7 +8,7 @@ use mig_transport::Region;
 use super::Plan;
 use crate::{
     failure::Result,
-    memory::{guest_ram, whole},
+    memory::{guest_ram, plain_words, whole},
     report::{Figure, Goal, Section},
     statistics::Spread,
 };
@@ -101,16 +101,8 @@ fn page_by_page(region: &dyn Region) -> Result<()> {
 struct Plain(Vec<u64>);
 
 impl Plain {
-    /// Without huge pages, as the guest's.
     fn new() -> Result<Self> {
-        rustix::thread::disable_transparent_huge_pages(true)?;
-        let mut words = vec![0u64; BYTES / 8];
-        for word in words.iter_mut().step_by(PAGE_SIZE / 8) {
-            // Not all of it untouched.
-            *black_box(word) = 0;
-        }
-        rustix::thread::disable_transparent_huge_pages(false)?;
-        Ok(Self(words))
+        Ok(Self(plain_words(BYTES)?))
     }
 
     fn or(&self) -> Result<()> {
