@@ -68,6 +68,12 @@ impl Growth {
         growth
     }
 
+    /// Another channel could not be opened, for this reason: those that there are go on alone.
+    pub(crate) fn refused(&mut self, channels: usize, why: &str) {
+        tracing::warn!(channels, "data channels: another one could not be opened: {why}");
+        self.settled = Some(format!("another than these {channels} could not be opened: {why}"));
+    }
+
     /// Whether nothing more is tried.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled.is_some()

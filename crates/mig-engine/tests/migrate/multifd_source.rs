@@ -15,8 +15,8 @@ use std::{
 
 use async_trait::async_trait;
 use mig_engine::{
-    Capabilities, Deadlines, Destination, Error, MigrationHandle, MultifdCompression, Outcome,
-    Owner, Parameters, Source,
+    AutoChannels, Capabilities, Deadlines, Destination, Error, MigrationHandle, MultifdCompression,
+    Outcome, Owner, Parameters, Source,
 };
 use mig_ram::{RamBlock, RamBlocks};
 use mig_testkit::pattern;
@@ -53,7 +53,10 @@ impl Several {
 #[async_trait]
 impl Connector for Several {
     async fn connect(&self) -> mig_transport::Result<Channel> {
-        Ok(self.0.lock().unwrap().pop_front().expect("as many as were made"))
+        let next = self.0.lock().unwrap().pop_front();
+        next.ok_or_else(|| {
+            mig_transport::Error::io("connecting", io::ErrorKind::ConnectionRefused.into())
+        })
     }
 }
 
@@ -77,6 +80,18 @@ fn source(channels: u8, limits: Deadlines, compression: MultifdCompression) -> (
     (source, diary)
 }
 
+fn destination() -> (Destination, Arc<RamBlocks>) {
+    let ram = Arc::new(RamBlocks::new([RamBlock::new("ram", RAM_BYTES as u64).unwrap()]).unwrap());
+    let mut guest = TestGuest::new(&Diary::default());
+    guest.machine = "pc-q35-10.0";
+    let mut capabilities = Capabilities::default();
+    capabilities.multifd = true;
+    let destination = Destination::new(ram.clone(), Box::new(guest))
+        .with_capabilities(capabilities)
+        .with_deadlines(deadlines());
+    (destination, ram)
+}
+
 async fn read_all(mut far: impl Far) {
     let mut some = vec![0; 1 << 16];
     while far.read(&mut some).await.is_ok_and(|came| came > 0) {}
@@ -94,14 +109,7 @@ fn assert_it_runs_here(ended: Result<Outcome, Error>, diary: &Diary) -> Error {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_count_what_went_over_data_channels() {
     let (mut source, _) = source(2, deadlines(), MultifdCompression::None);
-    let ram = Arc::new(RamBlocks::new([RamBlock::new("ram", RAM_BYTES as u64).unwrap()]).unwrap());
-    let mut guest = TestGuest::new(&Diary::default());
-    guest.machine = "pc-q35-10.0";
-    let mut capabilities = Capabilities::default();
-    capabilities.multifd = true;
-    let mut destination = Destination::new(ram.clone(), Box::new(guest))
-        .with_capabilities(capabilities)
-        .with_deadlines(deadlines());
+    let (mut destination, ram) = destination();
     let (out, into): (Vec<_>, Vec<_>) = (0..3).map(|_| unix_pair()).unzip();
     let (connector, mut listener) = (Several::new(out), Arriving::new(into));
     let (sent, received) = tokio::join!(source.run(&connector), destination.run(&mut listener));
@@ -110,6 +118,27 @@ async fn both_ends_count_what_went_over_data_channels() {
     assert!(sent.multifd_bytes > RAM_BYTES as u64, "{sent:?}");
     assert_eq!(sent.multifd_bytes, received.multifd_bytes);
     assert_eq!(sent.transferred, received.transferred);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_was_to_make_it_faster_and_cannot_be_opened_ends_nothing() {
+    let (source, _) = source(1, deadlines(), MultifdCompression::None);
+    let mut parameters = Parameters::default();
+    parameters.multifd_auto = Some(AutoChannels::default());
+    // Slow enough for a trial.
+    parameters.max_bandwidth = 20 << 20;
+    let mut source = source.with_parameters(parameters.clone());
+    let (mut destination, ram) = destination();
+    destination = destination.with_parameters(parameters);
+    let (out, into): (Vec<_>, Vec<_>) = (0..2).map(|_| unix_pair()).unzip();
+    let (connector, mut listener) = (Several::new(out), Arriving::new(into));
+    let (sent, received) = tokio::join!(source.run(&connector), destination.run(&mut listener));
+    received.unwrap();
+    let multifd = sent.unwrap().info.multifd.expect("there was one");
+    assert_eq!(multifd.channels, 1);
+    let why = multifd.channels_chosen.expect("somebody chose");
+    assert!(why.contains("could not be opened"), "{why}");
+    pattern::check(&whole(&ram, 0), 5).unwrap();
 }
 
 /// The main channel says something every 50 ms meanwhile, which is read: that is no life of the other one.

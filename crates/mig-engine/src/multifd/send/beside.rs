@@ -180,7 +180,12 @@ impl Beside {
         if !another {
             return Ok(());
         }
-        channels.open(main.connector).await?;
+        if let Err(error) = channels.open(main.connector).await {
+            // Nobody has heard of it yet, and it was only to make things faster.
+            growing.growth.refused(channels.len(), &error.to_string());
+            channels.chosen(growing.growth.why());
+            return Ok(());
+        }
         (growing.since, growing.bytes, growing.cpu) = (Instant::now(), bytes, channels.cpu());
         self.say_how_many(main.out).await
     }
