@@ -31,7 +31,7 @@ pub struct Parameters {
     /// zstd's level, up to 20; negative ones, which QEMU does not offer, are faster than 1. `None`, our default, chooses
     /// it by a sample of the guest's memory (QEMU's default is 1).
     pub multifd_zstd_level: Option<i8>,
-    /// Who looks for zero pages.
+    /// Who looks for zero pages. Means something with multifd only: a single stream always has ZERO records.
     pub zero_page_detection: ZeroPageDetection,
     /// Bytes of the cache of capability `xbzrle`, 64 MiB as in QEMU; rounded down to a power of two of pages, and never
     /// larger than the guest. It is memory the source takes beside the guest's; while it is changed, up to both sizes.

@@ -451,3 +451,38 @@ impl State {
         (!words.is_empty()).then_some(words)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A channel with hundreds of packets in its buffer looks nowhere else between them.
+    #[test]
+    fn no_page_lands_after_a_stop() {
+        let hub = Hub::new(1);
+        hub.begin_pages(0).unwrap();
+        hub.stop();
+        assert_eq!(hub.begin_pages(0).unwrap_err().blame(), Blame::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn only_channels_that_main_spoke_of_are_waited_for_and_missed() {
+        let hub = Hub::any_number();
+        hub.join(1);
+        hub.set_here(0, true);
+        // Opened, and not yet spoken of.
+        hub.set_here(1, true);
+        let round = async {
+            tokio::join!(hub.synchronise(0), async { hub.pass_mark().await.unwrap() });
+        };
+        round.await;
+        hub.join(2);
+        let waiting = tokio::time::timeout(Duration::ZERO, hub.pass_mark());
+        assert!(waiting.await.is_err(), "neither has a SYNC for it");
+        let missing = || hub.explain(Error::deadline("a mark", Duration::ZERO)).to_string();
+        assert!(missing().ends_with("no SYNC from 0, 1"), "{}", missing());
+        let delivered = tokio::time::timeout(Duration::ZERO, hub.synchronise(1));
+        assert!(delivered.await.is_err(), "the mark is not passed");
+        assert!(missing().ends_with("no SYNC from 0"), "{}", missing());
+    }
+}
