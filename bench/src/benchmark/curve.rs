@@ -82,6 +82,7 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
         let what = format!("{what}: peak of the {end} beside the guest");
         section.figures.push(Figure::judged(what, "", ratio, goal));
     }
+    section.entries = points.into_iter().map(|point| point.entry).collect();
     section.notes.push(
         "2 data channels over tcp, noise, the receiver's memory untouched, huge pages off. Peaks are the processes' resident \
          memory (VmHWM) without guest memory; a dirty log of one bit a page is in them, 32 KiB for each GiB."
