@@ -12,7 +12,8 @@
 //! that is no migration stream, the error says so.
 //!
 //! Data channels may come before main and after it, so where they are expected accepting goes on for as long as the
-//! migration runs, beside it.
+//! migration runs, beside it. Where none are expected it goes on as well, for one that comes all the same: the pages that
+//! its source sends there are not in the single stream, which looks complete without them.
 
 use std::time::Duration;
 
@@ -40,6 +41,13 @@ enum Arrival {
     /// Its hello was consumed.
     Data(Hello, Accepted),
 }
+
+/// Connections that were there before are known after such a sleep, however busy this end was.
+pub(crate) const SETTLE: Duration = Duration::from_millis(1);
+
+/// What those who have connected may take to say who they are, when the stream is over: a source's channels have said so
+/// long before, and for strangers the guest must not stand still.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// Accepts for one migration.
 pub(crate) struct Acceptor<'a> {
@@ -76,12 +84,12 @@ impl<'a> Acceptor<'a> {
         let limit = self.deadlines.accept;
         let accepted = async {
             loop {
-                match (self.next(data.is_some()).await?, &mut *data) {
+                match (self.next().await?, &mut *data) {
                     (Arrival::Main(accepted), _) => return Ok(accepted),
                     (Arrival::Data(hello, (stream, reader)), Some(data)) => {
                         data.admit(hello, stream, reader).await?;
                     }
-                    (Arrival::Data(..), None) => {}
+                    (Arrival::Data(_, (stream, _)), None) => return Err(unexpected(&stream)),
                 }
             }
         };
@@ -103,12 +111,9 @@ impl<'a> Acceptor<'a> {
     /// Not cancel safe: connections that are being looked at are closed.
     pub(crate) async fn attend(&mut self, data: &mut DataChannels) -> Error {
         loop {
-            match self.next(true).await {
-                Ok(Arrival::Main((stream, _))) => {
-                    tracing::warn!(channel = %stream.endpoint(), "a second main channel was dropped");
-                }
-                Ok(Arrival::Data(hello, (stream, reader))) => {
-                    if let Err(error) = data.admit(hello, stream, reader).await {
+            match self.next().await {
+                Ok(arrival) => {
+                    if let Err(error) = arrival.join(Some(&mut *data)).await {
                         return error;
                     }
                 }
@@ -131,7 +136,53 @@ impl<'a> Acceptor<'a> {
         }
     }
 
-    async fn next(&mut self, multifd: bool) -> Result<Arrival> {
+    /// The same where none are expected: one that comes all the same must end the migration.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: connections that are being looked at are closed.
+    pub(crate) async fn attend_none(&mut self) -> Error {
+        loop {
+            match self.next().await {
+                Ok(arrival) => {
+                    if let Err(error) = arrival.join(None).await {
+                        return error;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "accepting no more");
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+
+    /// The stream is over: looks at those who have connected by now, for a data channel that must end the migration.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: connections that are being looked at are closed.
+    pub(crate) async fn last_look(&mut self, data: &mut Option<DataChannels>) -> Result<()> {
+        let until = tokio::time::Instant::now() + LAST_LOOK;
+        loop {
+            let limit = match self.candidates.is_empty() {
+                true => Duration::ZERO,
+                false => until.saturating_duration_since(tokio::time::Instant::now()),
+            };
+            match tokio::time::timeout(limit, self.next()).await {
+                Ok(Ok(arrival)) => arrival.join(data.as_mut()).await?,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "accepting no more");
+                    return Ok(());
+                }
+                // The silent ones are strangers.
+                Err(_nobody) if self.candidates.is_empty() || limit.is_zero() => return Ok(()),
+                Err(_nobody) => {}
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Arrival> {
         loop {
             tokio::select! {
                 biased;
@@ -152,7 +203,7 @@ impl<'a> Acceptor<'a> {
                         Ok(channel) => {
                             tracing::debug!(channel = %channel.endpoint(), "connected");
                             let (options, limit) = (self.options.clone(), self.deadlines.first_byte);
-                            self.candidates.spawn(look_at(channel, options, limit, multifd));
+                            self.candidates.spawn(look_at(channel, options, limit));
                         }
                         Err(error) if self.candidates.is_empty() => return Err(error.into()),
                         Err(error) => self.exhausted = Some(error.into()),
@@ -167,12 +218,36 @@ impl<'a> Acceptor<'a> {
     }
 }
 
+impl Arrival {
+    /// Takes a channel that comes beside the main one to where it belongs.
+    async fn join(self, data: Option<&mut DataChannels>) -> Result<()> {
+        match (self, data) {
+            (Self::Main((stream, _)), _) => {
+                tracing::warn!(channel = %stream.endpoint(), "a second main channel was dropped");
+                Ok(())
+            }
+            (Self::Data(hello, (stream, reader)), Some(data)) => {
+                data.admit(hello, stream, reader).await
+            }
+            (Self::Data(_, (stream, _)), None) => Err(unexpected(&stream)),
+        }
+    }
+}
+
+/// A data channel where none is expected. The rest of its source's migration may come, whole by its looks.
+fn unexpected(stream: &Stream) -> Error {
+    Error::peer_incompatible(
+        "a data channel came, and a single stream is expected here, without the pages that the source sends there: turn \
+         multifd off at the source, or on here, with the source's number of channels (multifd-channels)",
+    )
+    .on(stream.endpoint().to_string())
+}
+
 /// Reads the first bytes of a channel and decides what it is.
 async fn look_at(
     channel: Channel,
     options: StreamOptions,
     first_byte: Duration,
-    multifd: bool,
 ) -> Result<Arrival> {
     let name = channel.endpoint().to_string();
     let mut stream = Stream::open(channel, options);
@@ -184,7 +259,7 @@ async fn look_at(
             match classify(reader.buffer()) {
                 FirstBytes::TooFew if reader.fill().await? == 0 => return Ok(FirstBytes::TooFew),
                 FirstBytes::TooFew => {}
-                FirstBytes::Multifd if multifd => {
+                FirstBytes::Multifd => {
                     reader.peek(Hello::LEN).await?;
                     return Ok(FirstBytes::Multifd);
                 }
@@ -200,14 +275,10 @@ async fn look_at(
             "the stream ended after {} bytes, before its header",
             reader.buffer().len()
         ))),
-        FirstBytes::Multifd if multifd => hello(&mut reader).map(|hello| {
+        FirstBytes::Multifd => hello(&mut reader).map(|hello| {
             reader.consume(Hello::LEN);
             Arrival::Data(hello, (stream, reader))
         }),
-        FirstBytes::Multifd => Err(Error::peer_incompatible(
-            "a multifd channel came, and this destination expects a single stream: turn multifd off at the source, or on \
-             here",
-        )),
         FirstBytes::Other => Err(Error::peer_misbehaved(format!(
             "not a migration stream: it begins with {:02x?} instead of \"QEVM\"",
             &reader.buffer()[..reader.buffer().len().min(4)]

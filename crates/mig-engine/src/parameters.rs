@@ -158,7 +158,8 @@ pub struct Capabilities {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deadlines {
-    /// From a connection's acceptance to its first byte.
+    /// From a connection's acceptance to its first byte; also what a data channel may take to come that the source has
+    /// synchronised.
     pub first_byte: Duration,
     /// Without a byte on any channel, either way.
     pub idle: Option<Duration>,

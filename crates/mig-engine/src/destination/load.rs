@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use mig_proto::globalstate::RunState;
+use mig_proto::{Event, SectionKind, globalstate::RunState};
 use mig_stream::{Stream, StreamReader};
 
 use super::{ahead::Ahead, loader::Loader};
 use crate::{
+    accept::SETTLE,
     answers::Answers,
     error::{Error, Result},
     handle::Shared,
@@ -29,6 +30,8 @@ pub(super) struct Load<'a> {
     /// Where data channels bring the pages.
     pub(super) data: Option<Beside>,
     pub(super) device_states: Option<DeviceStates>,
+    /// Nothing is to be known about connections that the source made before it sent its first page.
+    pub(super) settled: bool,
 }
 
 /// What a wait for the main channel brought.
@@ -48,15 +51,23 @@ impl Load<'_> {
         let mut ahead = Ahead::new();
         let mut end = InputEnd::Open;
         loop {
+            let mut pages_may_come = false;
             let data = &mut self.data;
             let walked = self.walk.walk_while(self.reader.buffer(), end, |piece| {
                 let go_on = match (data.as_mut(), &piece.event) {
                     (Some(data), Some(event)) => data.note(event),
+                    (None, Some(Event::Section(section))) => {
+                        pages_may_come |= section.kind != SectionKind::Start;
+                        true
+                    }
                     _ => true,
                 };
                 loader.visit(&piece).map(|()| go_on)
             })?;
             self.reader.consume(walked.consumed);
+            if pages_may_come {
+                self.settle().await;
+            }
             self.tell(loader);
             for ask in std::mem::take(&mut loader.asked) {
                 self.answers.ask(ask);
@@ -81,6 +92,7 @@ impl Load<'_> {
                 break;
             }
         }
+        self.settle().await;
         if let Some(data) = &self.data {
             data.check_closed()?;
         }
@@ -92,6 +104,14 @@ impl Load<'_> {
         }
         self.tell(loader);
         Ok(state)
+    }
+
+    /// Once, and not while the guest stands still: lets whoever accepts hear of the data channels that a source should not
+    /// have. It has connected them before its first page.
+    async fn settle(&mut self) {
+        if !std::mem::replace(&mut self.settled, true) {
+            tokio::time::sleep(SETTLE).await;
+        }
     }
 
     fn tell(&self, loader: &mut Loader<'_>) {

@@ -256,14 +256,16 @@ impl Destination {
             loader = loader.with_data_channels(hub);
         }
         let idle = stream.idle();
+        let several = stream.capabilities().several_channels;
         let load = Load {
+            settled: !several || hub.is_some(),
             stream: &mut *stream,
             reader: &mut *reader,
             answers,
             hooks,
             walk: StreamWalk::new(options),
             shared,
-            data: hub.as_ref().map(|hub| Beside::new(hub, idle)),
+            data: hub.as_ref().map(|hub| Beside::new(hub, idle, self.deadlines.first_byte)),
             device_states,
         };
         let loaded = {
@@ -275,8 +277,16 @@ impl Destination {
                     loaded = load => loaded.map_err(|error| hub.explain(error)),
                     error = acceptor.attend(data) => Err(error),
                 },
-                _ => load.await,
+                _ => tokio::select! {
+                    biased;
+                    error = acceptor.attend_none(), if several => Err(error),
+                    loaded = load => loaded,
+                },
             }
+        };
+        let loaded = match loaded {
+            Ok(state) if several => acceptor.last_look(&mut link.data).await.map(|()| state),
+            loaded => loaded,
         };
         let loaded = loaded.map_err(|error| error.on(name.as_str()));
         self.placement = loader.placement().cloned();

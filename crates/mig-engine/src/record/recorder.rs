@@ -8,7 +8,7 @@ use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
 use crate::{
-    accept::Acceptor,
+    accept::{Acceptor, SETTLE},
     answers::{Answers, drain},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
@@ -185,6 +185,7 @@ impl Recorder {
             false => None,
         };
         let hub = data.as_ref().map(|data| Arc::clone(data.hub()));
+        let arrival = self.options.deadlines.first_byte;
         let mut session = Session {
             answers: Answers::new(self.options.return_path, self.options.switchover_ack),
             stream,
@@ -194,7 +195,7 @@ impl Recorder {
             pages: PageCounts::default(),
             hooks,
             memory,
-            data: hub.as_ref().map(|hub| Beside::new(hub, idle)),
+            data: hub.as_ref().map(|hub| Beside::new(hub, idle, arrival)),
             sink: SinkWriter::start(sink)?,
             observer,
             shared,
@@ -250,20 +251,36 @@ impl Session<'_, '_> {
         data: &mut Option<DataChannels>,
         acceptor: &mut Acceptor<'_>,
     ) -> Result<()> {
-        let Some(data) = data else { return self.receive().await };
+        let several = self.stream.capabilities().several_channels;
+        let Some(beside) = data else {
+            let received = tokio::select! {
+                biased;
+                error = acceptor.attend_none(), if several => Err(error),
+                received = self.receive() => received,
+            };
+            return match received {
+                Ok(()) if several => {
+                    // So that the system's news of connections have been heard.
+                    tokio::time::sleep(SETTLE).await;
+                    acceptor.last_look(data).await
+                }
+                received => received,
+            };
+        };
         if self.hooks.active() {
             return Err(Error::misuse(
                 "multifd over a transport that brings memory by itself, on one channel: turn multifd off at both ends",
             ));
         }
-        data.start().await?;
-        let hub = Arc::clone(data.hub());
+        beside.start().await?;
+        let hub = Arc::clone(beside.hub());
         tokio::select! {
             biased;
             failed = hub.failure() => Err(failed),
             received = self.receive() => received.map_err(|error| hub.explain(error)),
-            error = acceptor.attend(data) => Err(error),
-        }
+            error = acceptor.attend(beside) => Err(error),
+        }?;
+        acceptor.last_look(data).await
     }
 
     /// Receives everything and makes it durable; after that only the name is missing.

@@ -7,7 +7,7 @@ use mig_engine::MultifdCompression;
 use mig_transport::Blame;
 use tokio::io::AsyncWriteExt;
 
-use crate::multifd_wire::{Kind, Mode, Receiving, Script, connection, deadlines};
+use crate::multifd_wire::{Kind, Mode, Receiving, Script, connection, deadlines, listen};
 
 const NONE: MultifdCompression = MultifdCompression::None;
 
@@ -268,22 +268,49 @@ async fn a_main_channel_that_does_not_come_is_missed() {
     assert!(error.to_string().contains("1 of 2 data channels have come"), "{error}");
 }
 
+/// The main channel alone looks like a whole migration, without the pages: everything may be there before this end looks
+/// for the first time.
+#[tokio::test]
+async fn a_data_channel_that_nobody_expects_ends_the_migration_before_main_and_behind_it() {
+    for (mode, data_first) in
+        [(Mode::PerRound, true), (Mode::PerRound, false), (Mode::PerSection, false)]
+    {
+        let mut script = Script::new(1, mode, NONE);
+        script.rounds();
+        let mut receiving = Receiving::new(1, NONE);
+        receiving.destination = receiving.destination.with_capabilities(Default::default());
+        let (main, mut main_far) = connection(Kind::Unix).await;
+        let (data, mut data_far) = connection(Kind::Unix).await;
+        main_far.write_all(&script.main).await.unwrap();
+        data_far.write_all(&script.hellos[0]).await.unwrap();
+        let order = if data_first { [data, main] } else { [main, data] };
+        for channel in order {
+            receiving.door.send(channel).unwrap();
+        }
+        let error = receiving.destination.run(&mut receiving.listener).await.unwrap_err();
+        assert_eq!(error.blame(), Blame::PeerIncompatible, "{mode:?}: {error}");
+        assert!(error.to_string().contains("turn multifd off"), "{error}");
+        drop(receiving);
+        assert_ne!(listen(main_far).await, Some(0), "{mode:?}");
+    }
+}
+
+/// A source has connected its channels before it synchronises them: no need to wait for as long as for one that is busy.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_capability_nothing_has_changed() {
-    let mut script = Script::new(1, Mode::PerRound, NONE);
-    script.rounds();
-    let mut receiving = Receiving::new(1, NONE);
-    receiving.destination = receiving.destination.with_capabilities(Default::default());
-    let door = receiving.door.clone();
-    let handle = receiving.destination.handle();
-    let source = async {
-        let (near, mut far) = connection(Kind::Unix).await;
-        far.write_all(&script.hellos[0]).await.unwrap();
-        door.send(near).unwrap();
-        let mut nothing = [0];
-        let _end = tokio::io::AsyncReadExt::read(&mut far, &mut nothing).await;
-        handle.cancel();
-    };
-    let (received, ()) = tokio::join!(receiving.destination.run(&mut receiving.listener), source);
-    assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
+async fn a_source_with_fewer_channels_is_not_waited_for() {
+    for order in [&[None, Some(0), Some(1)][..], &[None]] {
+        let mut script = Script::new(3, Mode::PerRound, NONE);
+        script.rounds();
+        let mut receiving = Receiving::new(3, NONE);
+        let mut short = deadlines();
+        short.first_byte = Duration::from_millis(300);
+        short.idle = Some(Duration::from_secs(600));
+        receiving.destination = receiving.destination.with_deadlines(short);
+        let (received, said) = receiving.run(&script, order, Kind::Unix).await;
+        let error = received.unwrap_err();
+        assert_eq!(error.blame(), Blame::PeerIncompatible, "{error}");
+        let here = format!("{} of 3 have come, not connected: ", order.len() - 1);
+        assert!(error.to_string().contains(&here), "{error}");
+        assert_eq!(said, Some(1));
+    }
 }

@@ -1,6 +1,6 @@
 //! The main channel where data channels run beside it: it reads as far as a mark, and waits there.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mig_proto::Event;
 use mig_stream::{IdleClock, StreamReader};
@@ -18,12 +18,14 @@ pub(crate) struct Beside {
     hub: Arc<Hub>,
     marks: Marks,
     idle: Option<Arc<IdleClock>>,
+    /// How long channels may take to come that must have been connected.
+    arrival: Duration,
 }
 
 impl Beside {
-    /// Waits are bounded by `idle`.
-    pub(crate) fn new(hub: &Arc<Hub>, idle: Option<Arc<IdleClock>>) -> Self {
-        Self { hub: Arc::clone(hub), marks: Marks::default(), idle }
+    /// Waits are bounded by `idle`, those for a channel to come by `arrival`.
+    pub(crate) fn new(hub: &Arc<Hub>, idle: Option<Arc<IdleClock>>, arrival: Duration) -> Self {
+        Self { hub: Arc::clone(hub), marks: Marks::default(), idle, arrival }
     }
 
     /// Tells the data channels where pages belong, once that is known.
@@ -55,7 +57,7 @@ impl Beside {
     pub(crate) async fn pass(&self, stop: Stop, reader: &mut StreamReader) -> Result<()> {
         let passed = async {
             if stop.mark {
-                self.hub.pass_mark().await?;
+                self.hub.pass_mark(self.arrival).await?;
             }
             if stop.last {
                 self.hub.close().await;

@@ -164,16 +164,17 @@ impl Hub {
         self.state.borrow().closed
     }
 
-    /// Passes the next mark: waits until each channel delivered its SYNC, then lets all go on.
+    /// Passes the next mark: waits until each channel delivered its SYNC, then lets all go on. A source has connected its
+    /// channels before it marks anything, so one that is not here within `arrival` does not exist.
     ///
     /// # Errors
     ///
-    /// A channel ended without it.
+    /// A channel does not come, or ended without its SYNC.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: the mark is not passed.
-    pub(crate) async fn pass_mark(&self) -> Result<()> {
+    pub(crate) async fn pass_mark(&self, arrival: Duration) -> Result<()> {
         if self.state.borrow().channels.iter().all(|channel| channel.joined.is_none()) {
             return Err(Error::peer_incompatible(
                 "the source does not say how many data channels it has: only a source of our own whose number is found \
@@ -182,6 +183,14 @@ impl Hub {
         }
         let mut watching = self.state.subscribe();
         self.state.send_modify(|state| state.at_mark = true);
+        let all_here = watching.wait_for(State::all_are_here);
+        if tokio::time::timeout(arrival, all_here).await.is_err() {
+            let missing = self.state.borrow().missing().unwrap_or_default();
+            return Err(Error::peer_incompatible(format!(
+                "the source goes on, and of its data channels {missing}, after {arrival:?}: set multifd, and the same \
+                 multifd-channels, at both ends"
+            )));
+        }
         let passed = {
             // The sender is in `self`.
             let state = watching.wait_for(|state| state.mark_is_due().is_some()).await;
@@ -405,6 +414,11 @@ impl State {
         self.channels.resize(channels, Progress::default());
     }
 
+    /// Whether all those have come of which main spoke.
+    fn all_are_here(&self) -> bool {
+        self.channels.iter().all(|channel| channel.here || channel.joined.is_none())
+    }
+
     /// Whether the next mark can be passed, or the channel because of which it never can.
     fn mark_is_due(&self) -> Option<Result<(), usize>> {
         let mut all = true;
@@ -456,6 +470,9 @@ impl State {
 mod tests {
     use super::*;
 
+    /// All are here.
+    const ARRIVAL: Duration = Duration::from_secs(60);
+
     /// A channel with hundreds of packets in its buffer looks nowhere else between them.
     #[test]
     fn no_page_lands_after_a_stop() {
@@ -473,11 +490,11 @@ mod tests {
         // Opened, and not yet spoken of.
         hub.set_here(1, true);
         let round = async {
-            tokio::join!(hub.synchronise(0), async { hub.pass_mark().await.unwrap() });
+            tokio::join!(hub.synchronise(0), async { hub.pass_mark(ARRIVAL).await.unwrap() });
         };
         round.await;
         hub.join(2);
-        let waiting = tokio::time::timeout(Duration::ZERO, hub.pass_mark());
+        let waiting = tokio::time::timeout(Duration::ZERO, hub.pass_mark(ARRIVAL));
         assert!(waiting.await.is_err(), "neither has a SYNC for it");
         let missing = || hub.explain(Error::deadline("a mark", Duration::ZERO)).to_string();
         assert!(missing().ends_with("no SYNC from 0, 1"), "{}", missing());
