@@ -29,6 +29,11 @@ use crate::{
     talk::Talk,
 };
 
+/// What both ends of a migration over data channels are told.
+const ALIKE: &str = "look at the destination's log; multifd, multifd-channels (--multifd), multifd-compression (--compression) \
+                     and the guest's UUID (--uuid) must be the same at both ends, and the network must let all channels \
+                     through";
+
 /// What will be done.
 struct Plan {
     from: From,
@@ -100,6 +105,7 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
     let connector = mig::connector(&plan.address, &plan.connect)?;
     let opened = open(&plan.from)?;
     plan.options.stream = opened.stored.inform(plan.options.stream);
+    let multifd = plan.options.multifd;
     let mut replayer = Replayer::new(plan.options);
     if let Some(mut again) = opened.again {
         replayer = replayer.with_second_reading(move || {
@@ -110,7 +116,12 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
     let handle = begun.get_or_init(|| replayer.handle());
     let progress = talk.progress("sending", opened.len);
     let work = replayer.run(&*connector, opened.input, &opened.name);
-    let replayed = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;
+    let replayed = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await;
+    let replayed = replayed.map_err(|failure| match (multifd, failure.blame) {
+        // A destination that was told something else closes its channels, or waits for more of them, and says nothing.
+        (true, Blame::Io | Blame::Deadline) => failure.next(ALIKE),
+        _ => failure,
+    })?;
     tell(&replayed, &plan.address, talk);
     Ok(())
 }

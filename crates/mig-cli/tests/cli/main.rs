@@ -6,6 +6,7 @@ mod bench;
 mod doctor;
 mod failing;
 mod inspect;
+mod multifd;
 mod rdma;
 mod support;
 mod transfer;
