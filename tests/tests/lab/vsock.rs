@@ -11,6 +11,7 @@ use mig_tests::qemu::{
 };
 use mig_tests::report::Cell;
 use mig_tests::scratch::Scratch;
+use mig_tests::stream;
 
 use crate::in_the_lab;
 
@@ -39,27 +40,71 @@ fn a_saved_stream_goes_from_mig_to_mig() {
     });
 }
 
-/// The feature's name in docs/interop.md.
-fn feature(return_path: bool) -> &'static str {
-    if return_path { "return path" } else { "plain" }
+#[test]
+fn data_channels_go_from_mig_to_mig() {
+    in_the_lab(|| {
+        let scratch = Scratch::new();
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/data/pc-10.0.2-dirty-plain.bin.zst");
+        let stored = unpack(data.as_ref());
+        let (file, saved) = (scratch.path("stream"), scratch.path("saved"));
+        std::fs::write(&file, &stored).expect("the scratch directory can be written");
+        let flags = ["--multifd", "3", "--compression", "zstd", "--json"];
+        let address = uri();
+        let words = ["recv", &address, "--save", text(&saved)];
+        let mut recv = Mig::start("recv", &[&words[..], &flags].concat());
+        let words = ["send", text(&file), &recv.listening()];
+        let mut send = Mig::start("send", &[&words[..], &flags].concat());
+        send.succeeds();
+        recv.succeeds();
+        assert_eq!(send.last_json()["confirmed"], true);
+        let received = std::fs::read(&saved).expect("recv has said that it is there");
+        let brought = |stream: &[u8]| stream::brought("a stored stream", stream);
+        stream::assert_brings_the_same("over vsock", &brought(&stored), &brought(&received));
+    });
 }
 
-fn qemu_and_mig(release: Release, return_path: bool) {
+/// How a cell goes over vsock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Plain,
+    ReturnPath,
+    /// With an answer, too.
+    DataChannels,
+}
+
+/// The feature's name in docs/interop.md.
+fn feature(how: How) -> &'static str {
+    match how {
+        How::Plain => "plain",
+        How::ReturnPath => "return path",
+        How::DataChannels => "multifd, 2 channels, return path",
+    }
+}
+
+fn qemu_and_mig(release: Release, how: How) {
     let Some(binary) = release.or_skip() else { return };
-    let cell = Cell::new(binary.version(), "pc", "vsock", feature(return_path));
-    with_a_source_that_keeps_track(|| attempt(&binary, return_path));
+    let cell = Cell::new(binary.version(), "pc", "vsock", feature(how));
+    with_a_source_that_keeps_track(|| attempt(&binary, how));
     cell.passed("works");
 }
 
-fn attempt(binary: &Binary, return_path: bool) -> Result<(), LostTrack> {
+fn attempt(binary: &Binary, how: How) -> Result<(), LostTrack> {
     let scratch = Scratch::new();
     let setup = Setup { binary, machine: "pc", scratch: &scratch, image: Image::Dirty };
     let saved = scratch.path("saved");
+    let return_path = how != How::Plain;
+    let multifd: &[&str] = match how {
+        How::DataChannels => &["--multifd", "2"],
+        How::Plain | How::ReturnPath => &[],
+    };
     let mut source = setup.source("source");
     // Stopped: emulated twice over, a running guest would not let its memory go within any downtime.
     source.stop();
     source.set_capability("return-path", return_path);
-    let mut recv = Mig::start("recv", &["recv", &uri(), "--save", text(&saved), "--json"]);
+    source.set_capability("multifd", how == How::DataChannels);
+    let address = uri();
+    let words = ["recv", &address, "--save", text(&saved), "--json"];
+    let mut recv = Mig::start("recv", &[&words[..], multifd].concat());
     source.migrate(&recv.listening());
     source.completed();
     recv.succeeds();
@@ -67,10 +112,12 @@ fn attempt(binary: &Binary, return_path: bool) -> Result<(), LostTrack> {
     let seen = Seen::of(&mut source, &scratch);
 
     let mut destination = setup.destination("destination");
+    destination.set_capability("multifd", how == How::DataChannels);
     let uri = uri();
     destination.incoming(&uri);
     let flag = if return_path { "--return-path" } else { "--no-return-path" };
-    let mut send = Mig::start("send", &["send", text(&saved), &uri, flag, "--json"]);
+    let words = ["send", text(&saved), &uri, flag, "--json"];
+    let mut send = Mig::start("send", &[&words[..], multifd].concat());
     destination.completed();
     send.succeeds();
     assert_eq!(send.last_json()["confirmed"], return_path);
@@ -80,20 +127,30 @@ fn attempt(binary: &Binary, return_path: bool) -> Result<(), LostTrack> {
 
 #[test]
 fn installed_plain() {
-    in_the_lab(|| qemu_and_mig(Release::Installed, false));
+    in_the_lab(|| qemu_and_mig(Release::Installed, How::Plain));
 }
 
 #[test]
 fn installed_return_path() {
-    in_the_lab(|| qemu_and_mig(Release::Installed, true));
+    in_the_lab(|| qemu_and_mig(Release::Installed, How::ReturnPath));
+}
+
+#[test]
+fn installed_data_channels() {
+    in_the_lab(|| qemu_and_mig(Release::Installed, How::DataChannels));
 }
 
 #[test]
 fn unpacked_plain() {
-    in_the_lab(|| qemu_and_mig(Release::Unpacked, false));
+    in_the_lab(|| qemu_and_mig(Release::Unpacked, How::Plain));
 }
 
 #[test]
 fn unpacked_return_path() {
-    in_the_lab(|| qemu_and_mig(Release::Unpacked, true));
+    in_the_lab(|| qemu_and_mig(Release::Unpacked, How::ReturnPath));
+}
+
+#[test]
+fn unpacked_data_channels() {
+    in_the_lab(|| qemu_and_mig(Release::Unpacked, How::DataChannels));
 }

@@ -65,7 +65,7 @@ fn feature(return_path: bool) -> &'static str {
     if return_path { "return path" } else { "plain" }
 }
 
-fn loads_without_us(setup: &Setup<'_>, seen: &Seen, name: &str, uri: &str) {
+pub(crate) fn loads_without_us(setup: &Setup<'_>, seen: &Seen, name: &str, uri: &str) {
     let mut qemu: Qemu = setup.destination(name);
     qemu.incoming(uri);
     qemu.completed();

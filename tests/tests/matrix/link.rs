@@ -197,7 +197,7 @@ fn sent(mig: &mut Mig, confirmed: bool) {
 }
 
 /// An address that the listener completes (port 0) or that is fresh (path).
-fn listening_uri(transport: Transport, scratch: &Scratch, leg: &str) -> String {
+pub(crate) fn listening_uri(transport: Transport, scratch: &Scratch, leg: &str) -> String {
     match transport {
         Transport::TcpV4 => "tcp:127.0.0.1:0".to_owned(),
         Transport::TcpV6 => "tcp:[::1]:0".to_owned(),

@@ -8,12 +8,14 @@
 //! One test a cell: {installed, unpacked QEMU} × {pc, q35} × transport × {plain, return path}. Where the transport
 //! has no way back, the cell with the return path demands that both ends refuse and that the guest stays where it is.
 //! Beside the transports: streams with deltas and compressed pages, of QEMU and into it, at the library's live ends.
+//! Data channels: a row for each way of using them, and what each end says when they do not agree about them.
 //! Each cell tells its result for docs/interop.md.
 
 mod cell;
 mod encoded;
 mod link;
 mod live;
+mod misfits;
 mod multifd;
 mod piped;
 mod refused;
@@ -55,12 +57,17 @@ macro_rules! matrix {
                 guarded(|| encoded::into_qemu(Release::$release, $machine));
             }
 
-            channels! { $release $machine;
-                multifd_2_tcp: 2 "none" true;
-                multifd_4_unix: 4 "none" false;
-                multifd_2_zlib: 2 "zlib" true;
-                multifd_4_zstd: 4 "zstd" true;
-                multifd_2_zstd_unix: 2 "zstd" false;
+            wishes! { $release $machine;
+                multifd_plain: PLAIN;
+                multifd_zlib: ZLIB;
+                multifd_zstd: ZSTD;
+                multifd_old_machine: OLD_MACHINE;
+                multifd_legacy_zero_pages: LEGACY_ZERO_PAGES;
+            }
+
+            #[test]
+            fn multifd_of_a_plain_file() {
+                guarded(|| multifd::plain_file(Release::$release, $machine));
             }
 
             #[test]
@@ -72,6 +79,15 @@ macro_rules! matrix {
             fn straight_through_return_path() {
                 guarded(|| piped::straight_through(Release::$release, $machine, true));
             }
+        }
+    )* };
+}
+
+macro_rules! wishes {
+    ($release:ident $machine:literal; $($row:ident: $wish:ident;)*) => { $(
+        #[test]
+        fn $row() {
+            guarded(|| multifd::works(Release::$release, $machine, multifd::$wish));
         }
     )* };
 }
@@ -96,23 +112,6 @@ macro_rules! rows {
     )* };
 }
 
-macro_rules! channels {
-    ($release:ident $machine:literal; $($name:ident: $count:literal $compression:literal $tcp:literal;)*) => { $(
-        #[test]
-        fn $name() {
-            guarded(|| {
-                let channels = multifd::Channels {
-                    count: $count,
-                    compression: $compression,
-                    feature: concat!("recv --multifd ", $count, ", ", $compression),
-                    tcp: $tcp,
-                };
-                multifd::saved(Release::$release, $machine, channels);
-            });
-        }
-    )* };
-}
-
 macro_rules! run {
     (works) => {
         cell::works
@@ -127,4 +126,46 @@ matrix! {
     installed_q35: Installed "q35";
     unpacked_pc: Unpacked "pc";
     unpacked_q35: Unpacked "q35";
+}
+
+macro_rules! misfits {
+    ($($module:ident: $release:ident;)*) => { $(
+        mod $module {
+            use super::*;
+
+            cases! { $release;
+                more_channels_than_expected,
+                fewer_channels_than_expected,
+                other_compression,
+                any_number_from_qemu,
+                single_stream_where_channels_are_expected,
+                channels_where_a_single_stream_is_expected,
+                more_channels_than_qemu_expects,
+                fewer_channels_than_qemu_expects,
+                another_compression_than_qemu_expects,
+                another_uuid_than_qemu_expects,
+                channels_where_qemu_expects_a_single_stream,
+                single_stream_where_qemu_expects_channels,
+            }
+
+            #[test]
+            fn verified_and_discarded() {
+                guarded(|| multifd::verified_and_discarded(Release::$release, "pc"));
+            }
+        }
+    )* };
+}
+
+macro_rules! cases {
+    ($release:ident; $($case:ident,)*) => { $(
+        #[test]
+        fn $case() {
+            guarded(|| misfits::$case(Release::$release));
+        }
+    )* };
+}
+
+misfits! {
+    installed_multifd: Installed;
+    unpacked_multifd: Unpacked;
 }
