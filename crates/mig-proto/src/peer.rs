@@ -17,8 +17,8 @@ pub const CHANNELS_MAY_CHANGE: u32 = 0x6d69_6702;
 
 const COUNT: u32 = 0x6d69_6800;
 
-/// The PING that says: from this point of the main channel on, `channels` data channels take part in every SYNC. Only
-/// for a destination that said that they may change.
+/// The PING that says: from this point of the main channel on, `channels` data channels take part in every SYNC. Where
+/// their number is fixed it says that number once; only a destination that said that it may change hears another.
 pub const fn channels_from_here(channels: u8) -> u32 {
     COUNT | channels as u32
 }

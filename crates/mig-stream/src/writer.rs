@@ -60,7 +60,7 @@ impl StreamWriter {
     /// A list of this many bytes wants to be flushed: 256 pages of 4 KiB, where longer gains nothing.
     pub const FLUSH_BYTES: usize = 1024 * 1024;
     /// Room that a list which does not [need a flush](Self::needs_flush) is sure to have for one head.
-    pub const HEAD_ROOM: usize = 4096;
+    pub const HEAD_ROOM: usize = 4096 + 512;
     /// From here on `write_all` sends the caller's bytes themselves: a copy costs more than a system call.
     const DIRECT_BYTES: usize = 16 * 1024;
 

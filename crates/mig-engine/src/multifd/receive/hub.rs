@@ -177,8 +177,8 @@ impl Hub {
     pub(crate) async fn pass_mark(&self, arrival: Duration) -> Result<()> {
         if self.state.borrow().channels.iter().all(|channel| channel.joined.is_none()) {
             return Err(Error::peer_incompatible(
-                "the source does not say how many data channels it has: only a source of our own whose number is found \
-                 by itself does; say the number (multifd-channels) at this end too",
+                "the source does not say how many data channels it has: only one of our own with a return path does; say \
+                 the number (multifd-channels) at this end too",
             ));
         }
         let mut watching = self.state.subscribe();

@@ -107,7 +107,8 @@ impl Beside {
         main.out.flush().await?;
         let parameters = main.shared.parameters();
         let Some(limits) = parameters.multifd_auto else {
-            return self.open_so_many(parameters.multifd_channels, main.connector).await;
+            self.open_so_many(parameters.multifd_channels, main.connector).await?;
+            return self.say_how_many(main.out).await;
         };
         let growth = match self.destination_takes_any_number().await {
             Ok(()) => {
@@ -116,15 +117,12 @@ impl Beside {
             }
             Err(why) => Growth::settled(why.to_owned()),
         };
-        match growth.is_settled() {
-            true => {
-                self.open_so_many(Parameters::QEMU_MULTIFD_CHANNELS, main.connector).await?;
-            }
-            false => {
-                self.open_so_many(1, main.connector).await?;
-                self.say_how_many(main.out).await?;
-            }
-        }
+        let first = match growth.is_settled() {
+            true => Parameters::QEMU_MULTIFD_CHANNELS,
+            false => 1,
+        };
+        self.open_so_many(first, main.connector).await?;
+        self.say_how_many(main.out).await?;
         self.channels.chosen(growth.why());
         let (since, cpu) = (Instant::now(), Duration::ZERO);
         self.growing = Some(Growing { growth, since, bytes: main.out.counters().bytes_out(), cpu });
@@ -150,8 +148,12 @@ impl Beside {
         }
     }
 
-    /// Tells the destination how many channels take part in every SYNC from here on.
+    /// Tells the destination how many channels take part in every SYNC from here on, where it can be told: one of our own
+    /// may have been told to take any number. QEMU sends the value back and makes nothing of it.
     async fn say_how_many(&self, out: &mut StreamWriter) -> Result<()> {
+        if self.may_grow.is_none() {
+            return Ok(());
+        }
         // There are no more than `AutoChannels::most`.
         let channels = u8::try_from(self.channels.len()).unwrap_or(u8::MAX);
         let mut said = Vec::new();
@@ -236,6 +238,7 @@ impl Beside {
             statistics.multifd_bytes.set(data);
             statistics.transferred.set(main.out.counters().bytes_out() + data);
             statistics.remaining.set(main.ram.unsent_bytes());
+            main.shared.tell_multifd(self.channels.info());
             if settled.is_err() {
                 self.check_progress()?;
             }

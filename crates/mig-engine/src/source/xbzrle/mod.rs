@@ -34,9 +34,10 @@ use crate::{
 /// What of a record is not its delta, at most: word, the block's name with its length, encoding, the delta's length.
 const HEAD_BYTES: usize = 8 + 256 + 3;
 
-/// The longest delta that is sent as one; together with its head it has to fit where a writer has room for a head. QEMU
-/// goes up to a whole page, where hardly anything is saved.
-const MAX_DELTA: usize = StreamWriter::HEAD_ROOM - HEAD_BYTES;
+/// The longest delta that is sent as one: a page's length, as QEMU has it (docs/wire/ram.md §4).
+const MAX_DELTA: usize = PAGE_SIZE;
+
+const _: () = assert!(HEAD_BYTES + MAX_DELTA <= StreamWriter::HEAD_ROOM);
 
 /// The shortest record of a page: a word, and a zero page's fill byte.
 const LEAST_RECORD: u64 = 9;
