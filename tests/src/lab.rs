@@ -1,6 +1,7 @@
 //! The virtual machine in which the tests of target `lab` run: what it has, and its addresses (docs/testing.md).
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
@@ -106,10 +107,12 @@ pub fn wait_until_given_back_to(device: &str, before: &BTreeMap<String, u64>) {
     }
 }
 
-/// Who has an RDMA device open, a connection manager included: "PROCESS COMMAND: FILE".
+/// Who has this RDMA device open: "PROCESS COMMAND: FILE". A process that ever looked at devices keeps those open that
+/// there were then, the tests' own included.
 #[must_use]
-pub fn holders() -> Vec<String> {
+pub fn holders(device: &str) -> Vec<String> {
     let mut holders = Vec::new();
+    let Some(node) = verbs_node(device) else { return holders };
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         // "self" is there a second time, by its number.
         if process.file_name().to_string_lossy().parse::<u32>().is_err() {
@@ -118,7 +121,7 @@ pub fn holders() -> Vec<String> {
         // Nothing if it has just ended.
         let open = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
         for file in open.filter_map(|entry| std::fs::read_link(entry.path()).ok()) {
-            if file.starts_with("/dev/infiniband") {
+            if file == node {
                 let command = std::fs::read_to_string(process.path().join("comm"));
                 let command = command.unwrap_or_default();
                 let process = process.file_name();
@@ -132,6 +135,18 @@ pub fn holders() -> Vec<String> {
         }
     }
     holders
+}
+
+/// The file through which a device is used; `None` once it is gone.
+fn verbs_node(device: &str) -> Option<PathBuf> {
+    let classes = std::fs::read_dir("/sys/class/infiniband_verbs").into_iter().flatten().flatten();
+    classes
+        .filter(|class| {
+            std::fs::read_to_string(class.path().join("ibdev"))
+                .is_ok_and(|name| name.trim() == device)
+        })
+        .map(|class| Path::new("/dev/infiniband").join(class.file_name()))
+        .next()
 }
 
 /// What the program `rdma` prints about the devices and who uses them.

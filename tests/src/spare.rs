@@ -90,7 +90,7 @@ impl Spare {
     /// If a process has an RDMA device open, or if removing fails.
     #[track_caller]
     pub fn removed(&mut self) {
-        let holders = lab::holders();
+        let holders = lab::holders(&self.device());
         assert!(holders.is_empty(), "still open: {holders:#?}");
         self.remove();
         self.wait_for_removal();
@@ -105,11 +105,12 @@ impl Spare {
         if self.is_stuck {
             return;
         }
+        let device = self.device();
         if let Some(removal) = &mut self.removal
             && removal.ends_within(REMOVAL).is_none()
         {
             self.is_stuck = true;
-            say_stuck(removal);
+            say_stuck(removal, &device);
         }
     }
 }
@@ -133,7 +134,7 @@ impl Drop for Spare {
         }
         let mut deleting = start("ip", &["link", "delete", &self.interface()]);
         if deleting.ends_within(REMOVAL).is_none() {
-            say_stuck(&deleting);
+            say_stuck(&deleting, &self.device());
             deleting.abandon();
         }
     }
@@ -158,14 +159,14 @@ fn succeeds(program: &str, words: &[&str]) {
 }
 
 /// Says where the kernel stands.
-fn say_stuck(process: &Process) {
+fn say_stuck(process: &Process, device: &str) {
     let stack = std::fs::read_to_string(format!("/proc/{}/stack", process.id()));
     let stack = stack.unwrap_or_else(|error| format!("(unknown: {error})"));
-    let holders = lab::holders();
+    let holders = lab::holders(device);
     // Not `println!`: libtest shows that of failed tests only.
     let _ = writeln!(
         std::io::stderr().lock(),
-        "note: `{}` has not ended within {REMOVAL:?}, what it was to remove is left alone; RDMA devices are open \
+        "note: `{}` has not ended within {REMOVAL:?}, what it was to remove is left alone; the device is open \
          in {holders:?}; the kernel stands in\n{stack}",
         process.name()
     );
