@@ -23,12 +23,22 @@ pub struct IdleClock {
     base: Instant,
     /// Nanoseconds from `base` to the last byte.
     last: AtomicU64,
+    /// The clock of the larger set that these channels are of.
+    whole: Option<Arc<Self>>,
 }
 
 impl IdleClock {
     /// A clock that runs out after `limit` without a byte. Needs a tokio runtime with its timer enabled.
     pub fn new(limit: Duration) -> Arc<Self> {
-        Arc::new(Self { limit, base: Instant::now(), last: AtomicU64::new(0) })
+        Arc::new(Self { limit, base: Instant::now(), last: AtomicU64::new(0), whole: None })
+    }
+
+    /// A clock for some of the channels of a set, with the limit of all: their bytes are life for the whole set, but a
+    /// byte that moves elsewhere is none for them. So a channel that takes nothing cannot hide behind one that is kept
+    /// alive by what is no progress.
+    pub fn part_of(whole: &Arc<Self>) -> Arc<Self> {
+        let (limit, last) = (whole.limit, AtomicU64::new(0));
+        Arc::new(Self { limit, base: Instant::now(), last, whole: Some(Arc::clone(whole)) })
     }
 
     /// How long silence may last.
@@ -41,6 +51,9 @@ impl IdleClock {
         let now = self.base.elapsed().as_nanos();
         // 2^64 nanoseconds are 584 years.
         self.last.fetch_max(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.touch();
+        }
     }
 
     /// Waits for something that is not a byte of a channel of the set, naming the wait in the error: it fails as a read
@@ -148,6 +161,32 @@ mod tests {
         assert_eq!(poll_fn(|cx| watch.poll_expired(cx)).await, Duration::from_secs(10));
         assert_eq!(start.elapsed().as_secs(), 17);
         other.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_is_life_for_the_whole_and_not_the_other_way_round() {
+        let start = Instant::now();
+        let whole = IdleClock::new(Duration::from_secs(10));
+        let part = IdleClock::part_of(&whole);
+        let mut of_part = IdleWatch::new(Some(Arc::clone(&part)));
+        let others = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            part.touch();
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            whole.touch();
+        });
+        poll_fn(|cx| of_part.poll_expired(cx)).await;
+        assert_eq!(start.elapsed().as_secs(), 14);
+        others.await.unwrap();
+
+        let start = Instant::now();
+        let whole = IdleClock::new(Duration::from_secs(10));
+        let part = IdleClock::part_of(&whole);
+        let mut of_whole = IdleWatch::new(Some(whole));
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        part.touch();
+        poll_fn(|cx| of_whole.poll_expired(cx)).await;
+        assert_eq!(start.elapsed().as_secs(), 17);
     }
 
     #[tokio::test(start_paused = true)]

@@ -82,11 +82,17 @@ impl<T> Lane<T> {
     pub(crate) fn is_over(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
+
+    /// Lets the future be dropped, without waiting for that. Of several lanes that are to be dropped, each one is told
+    /// before the first is waited for.
+    pub(crate) fn end(&mut self) {
+        self.alive = None;
+    }
 }
 
 impl<T> Drop for Lane<T> {
     fn drop(&mut self) {
-        self.alive = None;
+        self.end();
         if let Some(Err(_panicked)) = self.thread.take().map(JoinHandle::join) {
             tracing::error!(lane = self.name, "a thread of a data channel broke down");
         }

@@ -181,20 +181,32 @@ impl StoredMemory {
                 }
             },
             Carrier::Data(beside) => {
-                let mut main = Main { out, ram, connector, shared };
-                match window {
-                    Window::BeforeStart => beside.open(&mut main).await,
-                    Window::Setup => beside.mark(main.out).await,
-                    Window::BeforeEnd { section_id } => {
-                        beside_in_parts(beside, &mut main, section_id).await
-                    }
-                    Window::Finish => {
-                        // Nothing is left: only the sync that belongs to every END.
-                        beside.mark(main.out).await?;
-                        beside.end().await
-                    }
+                let mut alarm = beside.alarm();
+                let main = Main { out, ram, connector, shared };
+                let carried = tokio::select! {
+                    biased;
+                    carried = over_channels(beside, main, window) => Some(carried),
+                    // Whatever else is being waited for.
+                    _failed = alarm.wait_for(|failed| *failed) => None,
+                };
+                match carried {
+                    Some(carried) => carried,
+                    None => Err(beside.failure().await),
                 }
             }
+        }
+    }
+}
+
+async fn over_channels(beside: &mut Beside, mut main: Main<'_>, window: Window) -> Result<()> {
+    match window {
+        Window::BeforeStart => beside.open(&mut main).await,
+        Window::Setup => beside.mark(main.out).await,
+        Window::BeforeEnd { section_id } => beside_in_parts(beside, &mut main, section_id).await,
+        Window::Finish => {
+            // Nothing is left: only the sync that belongs to every END.
+            beside.mark(main.out).await?;
+            beside.end().await
         }
     }
 }

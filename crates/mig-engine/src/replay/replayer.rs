@@ -27,6 +27,7 @@ use crate::{
     },
     source::{
         AFTERMATH, Progress, ReturnPath, Verdict, check_several_channels, connect, said_too_early,
+        who_is_silent,
     },
     statistics::MigrationInfo,
     walk::{InputEnd, StreamWalk},
@@ -401,15 +402,17 @@ impl Session<'_> {
             let mut sending = std::pin::pin!(self.send());
             tokio::select! {
                 sent = &mut sending => Err(sent),
-                verdict = answers.verdict() => {
-                    if matches!(verdict, Ok(Verdict::Succeeded)) && progress.owner() != Owner::Source {
+                verdict = answers.verdict() => match verdict {
+                    Ok(Verdict::Succeeded) if progress.owner() != Owner::Source => {
                         progress.set_owner(Owner::Destination);
                         // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody
                         // reads it is no failure any more.
                         let rest = tokio::time::timeout(AFTERMATH, sending).await;
                         tracing::debug!(?rest, "after the verdict");
+                        Ok(Ok(Verdict::Succeeded))
                     }
-                    Ok(verdict)
+                    Err(silence) => Ok(Err(who_is_silent(silence, sending).await)),
+                    verdict => Ok(verdict),
                 }
             }
         };

@@ -13,6 +13,7 @@
 mod bandwidth;
 mod brake;
 mod convergence;
+mod listening;
 pub(crate) mod pages;
 pub(crate) mod ram;
 mod return_path;
@@ -21,7 +22,6 @@ mod vmdesc;
 mod xbzrle;
 
 use std::{
-    future::Future,
     pin::pin,
     sync::{
         Arc,
@@ -41,12 +41,16 @@ use mig_ram::{GuestMemory, PAGE_SIZE};
 use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
 use mig_transport::{Connector, WindowReason};
 
-pub(crate) use self::return_path::{ReturnPath, Verdict};
 use self::{
     bandwidth::Bandwidth,
     convergence::{Convergence, Decision},
+    listening::{decide, send_listening},
     ram::RamSource,
     throttle::{Interval, Throttle},
+};
+pub(crate) use self::{
+    listening::{said_too_early, who_is_silent},
+    return_path::{ReturnPath, Verdict},
 };
 use crate::{
     blockers::Blockers,
@@ -71,9 +75,6 @@ pub(crate) const PART_TIME: Duration = Duration::from_millis(50);
 /// The same where pages go beside the stream: at the end of a window everything under way is waited for, and three more
 /// messages go to and fro.
 const WINDOW_TIME: Duration = Duration::from_secs(1);
-
-/// How long a destination's last words are waited for after the link broke.
-const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How long a destination that has everything may take over what is still owed to it.
 pub(crate) const AFTERMATH: Duration = Duration::from_secs(10);
@@ -382,69 +383,6 @@ pub(crate) fn check_several_channels(stream: &Stream, hooks: &Hooks) -> Result<(
     )))
 }
 
-/// Sends and listens at once, so that a destination that gives up is heard at once.
-async fn send_listening(
-    send: impl Future<Output = Result<()>>,
-    back: &mut ReturnPath,
-    progress: &Progress,
-) -> Result<()> {
-    let mut send = pin!(send);
-    let sent = tokio::select! {
-        biased;
-        sent = &mut send => sent,
-        verdict = back.verdict() => {
-            decide(verdict?, progress)?;
-            // It may say so before we have written the description that follows the end. The rest is still owed; that
-            // nobody reads it is no failure any more.
-            let rest = tokio::time::timeout(AFTERMATH, send).await;
-            tracing::debug!(?rest, "after the verdict");
-            return Ok(());
-        }
-    };
-    let Err(error) = sent else { return Ok(()) };
-    // A write that failed is often the echo of a destination that hung up after it said why.
-    match tokio::time::timeout(LAST_WORDS, back.verdict()).await {
-        Ok(Ok(verdict @ (Verdict::Succeeded | Verdict::Failed(_)))) => decide(verdict, progress),
-        _ => Err(error),
-    }
-}
-
-pub(crate) fn said_too_early() -> Error {
-    Error::peer_misbehaved(
-        "the destination said that it has everything (SHUT 0) before the end of the stream was sent: it cannot have \
-         the guest, look at its log",
-    )
-}
-
-/// What a verdict means for the guest.
-fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
-    match verdict {
-        // The end has not left yet: nobody can have everything, and the guest may still be running here.
-        Verdict::Succeeded if progress.owner() == Owner::Source => Err(said_too_early()),
-        Verdict::Succeeded => {
-            progress.set_owner(Owner::Destination);
-            Ok(())
-        }
-        Verdict::Failed(status) => {
-            progress.set_owner(Owner::Source);
-            Err(Error::new(
-                mig_transport::Blame::PeerIncompatible,
-                format!(
-                    "the destination gave up (SHUT {status}); its own log or standard error says why"
-                ),
-            ))
-        }
-        Verdict::Closed => {
-            progress.set_owner(Owner::Source);
-            Err(Error::new(
-                mig_transport::Blame::PeerIncompatible,
-                "the destination closed the connection without a verdict: it gave up, and its own log or standard \
-                 error says why",
-            ))
-        }
-    }
-}
-
 /// What the failure path has to know.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
@@ -494,8 +432,26 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Header to VMDESCRIPTION (docs/wire/stream.md §8.1).
+    /// Header to VMDESCRIPTION. A data channel that fails ends it, whatever is being waited for.
     async fn send(&mut self) -> Result<()> {
+        let Some(mut alarm) = self.data.as_ref().map(Beside::alarm) else {
+            return self.send_stream().await;
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = self.send_stream() => Some(sent),
+            // The sender lives as long as the channels.
+            _failed = alarm.wait_for(|failed| *failed) => None,
+        };
+        match (sent, &mut self.data) {
+            (Some(sent), _) => sent,
+            (None, Some(data)) => Err(data.failure().await),
+            (None, None) => Err(Error::cancelled()),
+        }
+    }
+
+    /// docs/wire/stream.md §8.1.
+    async fn send_stream(&mut self) -> Result<()> {
         let begun = Instant::now();
         self.set_up().await?;
         self.shared.source_event(SourceEvent::Ready)?;

@@ -155,7 +155,7 @@ async fn a_channel_that_nobody_reads_ends_the_migration_by_the_idle_deadline() {
     let ended = tokio::time::timeout(SOON, source.run(&connector)).await;
     let error = assert_it_runs_here(ended.expect("it ends by itself"), &diary);
     assert_eq!(error.blame(), Blame::Deadline, "{error}");
-    assert!(error.to_string().contains("data channels"), "{error}");
+    assert!(error.to_string().contains("data channel 0, "), "{error}");
     drop(first_far);
     for task in reading {
         task.await.unwrap();

@@ -43,14 +43,23 @@ impl Writes {
         between: impl Fn(&Self, u64) + Send + Sync + 'static,
         meanwhile: Option<Box<Script>>,
     ) -> Arc<Self> {
-        let blocks = PAGES.map(|pages| (pages * PAGE_SIZE) as u64);
+        Self::with_pages(PAGES, between, meanwhile)
+    }
+
+    /// The same with blocks of so many pages.
+    pub(crate) fn with_pages(
+        pages: [usize; 2],
+        between: impl Fn(&Self, u64) + Send + Sync + 'static,
+        meanwhile: Option<Box<Script>>,
+    ) -> Arc<Self> {
+        let blocks = pages.map(|pages| (pages * PAGE_SIZE) as u64);
         let [main, other] = ["test.ram", "test.rom"].map(str::to_owned);
         let blocks = [(main, blocks[0]), (other, blocks[1])];
         let ram = RamBlocks::new(blocks.map(|(name, len)| RamBlock::new(name, len).unwrap()));
         Arc::new(Self {
             ram: Arc::new(ram.unwrap()),
             diary: Diary::default(),
-            dirty: PAGES.map(DirtyBitmap::new),
+            dirty: pages.map(DirtyBitmap::new),
             round: AtomicU64::new(1),
             between: Box::new(between),
             meanwhile,

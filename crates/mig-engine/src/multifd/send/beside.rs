@@ -48,15 +48,6 @@ pub(crate) struct Beside {
     growing: Option<Growing>,
     /// What the destination says to that.
     may_grow: Option<watch::Receiver<Option<bool>>>,
-    idle: Option<Arc<IdleClock>>,
-    stalled: Stalled,
-}
-
-/// How long the channels have been sending nothing of a pass. The main channel goes on meanwhile, section after section, so
-/// the deadline on silence would never see it.
-struct Stalled {
-    since: Instant,
-    bytes: u64,
 }
 
 /// Where the last trial of a number of channels began.
@@ -85,9 +76,8 @@ impl Beside {
         idle: Option<Arc<IdleClock>>,
         may_grow: Option<watch::Receiver<Option<bool>>>,
     ) -> Result<Self> {
-        let channels = SendChannels::new(migration, ram.pages(), dialect, uuid, idle.clone())?;
-        let stalled = Stalled { since: Instant::now(), bytes: 0 };
-        Ok(Self { channels, sync: dialect.sync, growing: None, may_grow, idle, stalled })
+        let channels = SendChannels::new(migration, ram.pages(), dialect, uuid, idle)?;
+        Ok(Self { channels, sync: dialect.sync, growing: None, may_grow })
     }
 
     /// Puts the question whose answer [`open`](Self::open) waits for, if there is one. Behind OPEN_RETURN_PATH.
@@ -209,7 +199,6 @@ impl Beside {
             // The channels stand still until the destination has read the last mark.
             main.out.flush().await?;
             self.channels.begin_pass(kind == SectionKind::End);
-            self.stalled.since = Instant::now();
         }
         if !self.pass_ends_within(main, most).await? {
             if self.sync == SyncMode::PerRound {
@@ -239,9 +228,6 @@ impl Beside {
             statistics.transferred.set(main.out.counters().bytes_out() + data);
             statistics.remaining.set(main.ram.unsent_bytes());
             main.shared.tell_multifd(self.channels.info());
-            if settled.is_err() {
-                self.check_progress()?;
-            }
             match settled {
                 Ok(settled) => return settled.map(|()| true),
                 Err(_elapsed) if most.is_some_and(|most| begun.elapsed() >= most) => {
@@ -250,20 +236,6 @@ impl Beside {
                 Err(_elapsed) => {}
             }
         }
-    }
-
-    /// Fails once no byte has left on any channel for as long as silence may last, while some have pages to send.
-    fn check_progress(&mut self) -> Result<()> {
-        let bytes = self.channels.bytes_out();
-        if bytes != self.stalled.bytes {
-            self.stalled = Stalled { since: Instant::now(), bytes };
-        }
-        let Some(limit) = self.idle.as_ref().map(|idle| idle.limit()) else { return Ok(()) };
-        if self.stalled.since.elapsed() < limit {
-            return Ok(());
-        }
-        let doing = "the data channels: the destination takes nothing more of some of them";
-        Err(Error::deadline(doing, limit))
     }
 
     /// A sync: SYNC on every channel, and the mark.
@@ -282,6 +254,20 @@ impl Beside {
     /// Not cancel safe: give the migration up.
     pub(crate) async fn end(&mut self) -> Result<()> {
         self.channels.end().await
+    }
+
+    /// Tells that a channel has failed, to whoever waits for something else; [`failure`](Self::failure) has the reason.
+    pub(crate) fn alarm(&self) -> watch::Receiver<bool> {
+        self.channels.alarm()
+    }
+
+    /// Waits for a channel to fail; answers why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn failure(&mut self) -> Error {
+        self.channels.failure().await
     }
 
     /// Bytes that all of them have sent.

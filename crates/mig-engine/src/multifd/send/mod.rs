@@ -19,7 +19,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     thread,
     time::Duration,
 };
@@ -31,7 +31,7 @@ use mig_proto::{
 };
 use mig_stream::{IdleClock, Stream, StreamCounters, StreamOptions, StreamWriter};
 use mig_transport::Connector;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub(crate) use self::beside::{Beside, Main};
 use self::channel::serve;
@@ -64,6 +64,8 @@ pub(super) struct Common {
     held: AtomicBool,
     /// The guest stands still: the rate is for others.
     urgent: AtomicBool,
+    /// A lane has failed.
+    failed: watch::Sender<bool>,
 }
 
 impl Common {
@@ -147,7 +149,8 @@ impl SendChannels {
         let packing = Packing::chosen(&parameters, pages)?;
         let mut options = StreamOptions::default().limiter(Arc::clone(&migration.limiter));
         if let Some(idle) = &idle {
-            options = options.idle(Arc::clone(idle));
+            // Main goes on saying that a section ends and another begins, whatever becomes of these.
+            options = options.idle(IdleClock::part_of(idle));
         }
         let common = Arc::new(Common {
             migration: Arc::clone(migration),
@@ -160,6 +163,7 @@ impl SendChannels {
             packets: AtomicU64::new(0),
             held: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
+            failed: watch::Sender::new(false),
         });
         let (tell, done) = mpsc::unbounded_channel();
         Ok(Self {
@@ -192,9 +196,14 @@ impl SendChannels {
         let out = stream.writer()?;
         let (orders, ordered) = mpsc::channel(1);
         let (common, tell) = (Arc::clone(&self.common), self.tell.clone());
-        let lane = Lane::spawn(format!("mig-send-{id}"), &self.common.migration, move || {
-            serve(id, stream, out, common, ordered, tell)
-        })?;
+        let serve = move || async move {
+            let served = serve(id, stream, out, Arc::clone(&common), ordered, tell).await;
+            if served.is_err() {
+                common.failed.send_replace(true);
+            }
+            served
+        };
+        let lane = Lane::spawn(format!("mig-send-{id}"), &self.common.migration, serve)?;
         if self.passing && self.busy > 0 {
             // There is room for its first order.
             let _gone = orders.try_send(Order::Pass);
@@ -350,27 +359,48 @@ impl SendChannels {
     ///
     /// Cancel safe.
     async fn next(&mut self) -> Result<()> {
-        poll_fn(|cx| {
-            for lane in &mut self.lanes {
-                if let Poll::Ready(ended) = lane.lane.poll_result(cx) {
-                    let error = match ended {
-                        Ok(()) => Error::misuse("a data channel ended by itself"),
-                        Err(error) => error,
-                    };
-                    return Poll::Ready(Err(error.on(lane.name.as_str())));
-                }
-            }
-            self.done.poll_recv(cx).map(|id| id.ok_or_else(Error::cancelled))
+        poll_fn(|cx| match self.poll_failure(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => self.done.poll_recv(cx).map(|id| id.ok_or_else(Error::cancelled)),
         })
         .await?;
         self.busy -= 1;
         Ok(())
     }
+
+    /// Tells, once, that a lane has failed: for whoever waits for something else, on main. [`failure`](Self::failure)
+    /// has the reason.
+    fn alarm(&self) -> watch::Receiver<bool> {
+        self.common.failed.subscribe()
+    }
+
+    /// Waits for a lane to fail; answers why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn failure(&mut self) -> Error {
+        poll_fn(|cx| self.poll_failure(cx)).await
+    }
+
+    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        for lane in &mut self.lanes {
+            if let Poll::Ready(ended) = lane.lane.poll_result(cx) {
+                let error = match ended {
+                    Ok(()) => Error::misuse("a data channel ended by itself"),
+                    Err(error) => error,
+                };
+                return Poll::Ready(error.on(lane.name.as_str()));
+            }
+        }
+        Poll::Pending
+    }
 }
 
 impl Drop for SendChannels {
     fn drop(&mut self) {
-        // Each lane is waited for, and looks here between two packets.
+        // A lane whose channel is always ready looks up between two packets only.
         self.hold();
+        self.lanes.iter_mut().for_each(|lane| lane.lane.end());
     }
 }
