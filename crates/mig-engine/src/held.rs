@@ -1,4 +1,5 @@
-//! Guest memory held at an end that has no guest, because a transport writes into memory or reads from it.
+//! Guest memory held at an end that has no guest, because a transport writes into memory or reads from it, or
+//! data channels do.
 //!
 //! ```text
 //!   block list ── fits? ──▶ blocks, all zero ◀── records of the stream (PAGE, ZERO, XBZRLE, COMPRESS_PAGE)
@@ -130,8 +131,8 @@ impl HeldMemory {
         if let Some(shared) = entries.iter().find(|entry| entry.address.is_some()) {
             return Err(Error::peer_incompatible(format!(
                 "RAM block '{}' comes with an address: the source has x-ignore-shared on, so its shared memory is not \
-                 in the stream; a transport that carries memory cannot leave it out (docs/wire/rdma.md §7). Turn \
-                 x-ignore-shared off at the source",
+                 in the stream; where a transport or data channels carry memory, it cannot be left out \
+                 (docs/wire/rdma.md §7). Turn x-ignore-shared off at the source",
                 shared.name()
             )));
         }
@@ -141,7 +142,7 @@ impl HeldMemory {
         for (local, entry) in entries.iter().enumerate() {
             if entry.used_length == 0 {
                 return Err(Error::peer_incompatible(format!(
-                    "RAM block '{}' is empty, which a transport that carries memory cannot lay out",
+                    "RAM block '{}' is empty, which cannot be laid out where a transport or data channels carry memory",
                     entry.name()
                 )));
             }
@@ -157,13 +158,17 @@ impl HeldMemory {
     }
 }
 
+const WHY_HELD: &str = "data channels (multifd) or the transport itself (rdma:) carry memory beside the stream, so all \
+                        of it must be held";
+const INSTEAD: &str =
+    "use a single channel of a transport that carries the stream alone (tcp:, unix:)";
+
 /// Whether a guest of `total` bytes may be held.
 fn check_room(total: u64, limit: Option<u64>) -> Result<()> {
     if let Some(limit) = limit.filter(|limit| total > *limit) {
         return Err(Error::misuse(format!(
-            "the guest has {total} bytes of memory, and no more than {limit} may be held here: this transport carries \
-             memory beside the stream, so all of it must be held. Raise the limit, or use a transport that carries the \
-             stream alone (tcp:, unix:)"
+            "the guest has {total} bytes of memory, and no more than {limit} may be held here: {WHY_HELD}. Raise the \
+             limit, or {INSTEAD}"
         )));
     }
     // Where the system does not say what it has, the allocation itself has to.
@@ -172,9 +177,8 @@ fn check_room(total: u64, limit: Option<u64>) -> Result<()> {
         return Err(Error::new(
             Blame::Unavailable,
             format!(
-                "the guest has {total} bytes of memory, and this machine has {available} to spare: this transport \
-                 carries memory beside the stream, so all of it must be held. Free some, or use a transport that \
-                 carries the stream alone (tcp:, unix:)"
+                "the guest has {total} bytes of memory, and this machine has {available} to spare: {WHY_HELD}. Free \
+                 some, or {INSTEAD}"
             ),
         ));
     }

@@ -112,9 +112,13 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Whether the guest waits for more of that.
+    /// Whether the guest waits for more of that, with nothing else to come.
     pub(super) fn expects_state(&self) -> bool {
-        self.guest.expects_device_state()
+        let expects = self.guest.expects_device_state();
+        if let Some(data) = self.data.as_ref().filter(|_| expects) {
+            data.wants_state();
+        }
+        expects
     }
 
     /// Acts on one piece of the stream.

@@ -474,12 +474,14 @@ impl Session<'_, '_> {
 
     /// Leaves nothing that looks complete, and tells the source.
     async fn give_up(self, hasty: bool) {
-        let Self { mut reader, mut answers, sink, stream, memory, hooks, .. } = self;
+        let Self { mut reader, mut answers, sink, mut stream, memory, hooks, .. } = self;
         // First out of the transport's reach.
         drop(hooks);
         drop(memory);
         let limit = if hasty { HASTY_FAREWELL } else { FAREWELL };
         let farewell = async {
+            // The way back may have been asked for in the same bytes that broke a rule.
+            let _opened = tokio::time::timeout(limit, answers.give(&mut stream)).await;
             answers.failure(limit).await;
             if answers.is_open() {
                 let _late = drain(&mut reader, limit).await;

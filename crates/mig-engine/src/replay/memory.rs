@@ -67,8 +67,8 @@ pub(super) async fn load(
     let bytes = options.target_page_size.bytes();
     if bytes as usize != PAGE_SIZE {
         return Err(Error::misuse(format!(
-            "pages of {bytes} bytes over a transport that carries memory itself: only pages of {PAGE_SIZE} bytes can \
-             be held"
+            "pages of {bytes} bytes over data channels or a transport that carries memory itself: only pages of \
+             {PAGE_SIZE} bytes can be held"
         )));
     }
     let mut input = InputReader::start(input, name.into())?;
@@ -103,8 +103,8 @@ fn refuse_host_pages(event: &Event<'_>, position: u64) -> Result<()> {
     };
     Err(Error::peer_incompatible(format!(
         "byte {position} ({position:#x}): the block list gives a host page size for '{}': it was stored with postcopy-ram \
-         on, which destinations refuse over a transport that carries memory itself. Store it with postcopy-ram off, or \
-         send it over a transport that carries the stream alone",
+         on, which destinations refuse over data channels and over a transport that carries memory itself. Store it with \
+         postcopy-ram off, or send it over a single channel of a transport that carries the stream alone",
         entry.name()
     ))
     .at(position))

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use mig_compress::{Compressor, Level};
 use mig_engine::{
-    Capabilities, Deadlines, Destination, Error, MultifdCompression, Outcome, Parameters,
+    Capabilities, Deadlines, Destination, Error, Guest, MultifdCompression, Outcome, Parameters,
 };
 use mig_proto::{
     Command, Configuration, Name, RamWord, SectionHeader, SectionKind,
@@ -25,7 +25,7 @@ use crate::support::{Arriving, Diary, TestGuest, whole};
 pub(crate) const PAGE: usize = 4096;
 /// Pages of the two blocks.
 pub(crate) const PAGES: [usize; 2] = [600, 16];
-const NAMES: [&str; 2] = ["test.ram", "test.rom"];
+pub(crate) const NAMES: [&str; 2] = ["test.ram", "test.rom"];
 const RAM_ID: u32 = 2;
 
 /// How rounds end on the main channel.
@@ -318,18 +318,28 @@ impl Receiving {
         compression: MultifdCompression,
         guest: TestGuest,
     ) -> Self {
+        let diary = guest.diary.clone();
+        Self::with_any_guest(channels, compression, Box::new(guest), diary)
+    }
+
+    /// `diary` is the guest's.
+    pub(crate) fn with_any_guest(
+        channels: u8,
+        compression: MultifdCompression,
+        guest: Box<dyn Guest>,
+        diary: Diary,
+    ) -> Self {
         let blocks = NAMES
             .iter()
             .zip(PAGES)
             .map(|(name, pages)| mig_ram::RamBlock::new(*name, (pages * PAGE) as u64).unwrap());
         let ram = std::sync::Arc::new(RamBlocks::new(blocks).unwrap());
-        let diary = guest.diary.clone();
         let mut capabilities = Capabilities::default();
         capabilities.multifd = true;
         let mut parameters = Parameters::default();
         parameters.multifd_channels = channels;
         parameters.multifd_compression = compression;
-        let destination = Destination::new(ram.clone(), Box::new(guest))
+        let destination = Destination::new(ram.clone(), guest)
             .with_capabilities(capabilities)
             .with_parameters(parameters)
             .with_deadlines(deadlines());
@@ -345,37 +355,7 @@ impl Receiving {
         order: &[Option<usize>],
         kind: Kind,
     ) -> (Result<Outcome, Error>, Option<u32>) {
-        let door = self.door.clone();
-        let source = async {
-            let mut main = None;
-            let mut data = Vec::new();
-            for who in order {
-                let (near, mut far) = connection(kind).await;
-                door.send(near).unwrap();
-                match who {
-                    None => main = Some(far),
-                    Some(id) => {
-                        far.write_all(&script.hellos[*id]).await.unwrap();
-                        data.push((*id, far));
-                    }
-                }
-            }
-            let sending = data.into_iter().map(|(id, mut far)| {
-                let bytes = script.data[id].clone();
-                tokio::spawn(async move {
-                    // A destination that failed does not read on.
-                    let _sent = far.write_all(&bytes).await;
-                    far
-                })
-            });
-            let sending: Vec<_> = sending.collect();
-            let main = main.expect("a main channel");
-            let said = talk(main, &script.main).await;
-            for task in sending {
-                drop(task.await.unwrap());
-            }
-            said
-        };
+        let source = play(script, self.door.clone(), order, kind);
         tokio::join!(self.destination.run(&mut self.listener), source)
     }
 
@@ -388,6 +368,43 @@ impl Receiving {
             assert_eq!(differ, None, "block {index}");
         }
     }
+}
+
+/// Lets the script's channels come in this order, `None` being main, sends it, and reads what is said to that.
+pub(crate) async fn play(
+    script: &Script,
+    door: mpsc::UnboundedSender<Channel>,
+    order: &[Option<usize>],
+    kind: Kind,
+) -> Option<u32> {
+    let mut main = None;
+    let mut data = Vec::new();
+    for who in order {
+        let (near, mut far) = connection(kind).await;
+        door.send(near).unwrap();
+        match who {
+            None => main = Some(far),
+            Some(id) => {
+                far.write_all(&script.hellos[*id]).await.unwrap();
+                data.push((*id, far));
+            }
+        }
+    }
+    let sending = data.into_iter().map(|(id, mut far)| {
+        let bytes = script.data[id].clone();
+        tokio::spawn(async move {
+            // A destination that failed does not read on.
+            let _sent = far.write_all(&bytes).await;
+            far
+        })
+    });
+    let sending: Vec<_> = sending.collect();
+    let main = main.expect("a main channel");
+    let said = talk(main, &script.main).await;
+    for task in sending {
+        drop(task.await.unwrap());
+    }
+    said
 }
 
 /// Writes to main and reads from it at the same time, to the verdict or the end; answers the verdict.

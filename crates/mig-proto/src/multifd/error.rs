@@ -228,6 +228,10 @@ impl MultifdErrorKind {
             | Self::Method { .. }
             | Self::Capacity { .. }
             | Self::UnknownBlock { .. } => Fault::PeerIncompatible,
+            // The limit is the caller's.
+            Self::DeviceStateLength { found, limit, .. } if found > limit => {
+                Fault::PeerIncompatible
+            }
             _ => Fault::PeerMisbehaved,
         }
     }

@@ -81,6 +81,11 @@ impl DataChannel {
         Ok(())
     }
 
+    /// Takes packets to the end of the channel.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: pages are lost.
     async fn receive(&mut self) -> Result<()> {
         self.reader.rehome()?;
         let mut memory = None;
@@ -90,7 +95,7 @@ impl DataChannel {
         while let Some(kind) = self.next_head().await? {
             match kind {
                 HeadKind::Ram => self.ram_packet(&mut memory, &mut pages, &mut counted).await?,
-                HeadKind::DeviceState => self.device_state().await?,
+                HeadKind::DeviceState => self.device_state(&mut counted).await?,
             }
         }
         if self.reader.position() == Hello::LEN as u64 {
@@ -110,30 +115,42 @@ impl DataChannel {
     }
 
     /// Waits for a whole header and tells which it is; nothing at the end of the channel.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what came stays in the reader.
     async fn next_head(&mut self) -> Result<Option<HeadKind>> {
         loop {
             let buffer = self.reader.buffer();
             let have = buffer.len();
+            // Unless its beginning tells otherwise.
+            let mut whole = HEADER_LEN;
             if let Some(common) = buffer.first_chunk() {
                 let kind = head_kind(common).map_err(|e| self.bad(e))?;
-                if have >= kind.header_len() {
+                whole = kind.header_len();
+                if have >= whole {
                     return Ok(Some(kind));
                 }
             }
             let came = if self.method == Method::None {
                 // What follows the header is read to its place.
-                self.reader.fill_at_most(HEADER_LEN - have).await?
+                self.reader.fill_at_most(whole - have).await?
             } else {
                 self.reader.fill().await?
             };
             match (came, have) {
                 (0, 0) => return Ok(None),
-                (0, _) => return Err(self.truncated("a packet's header", have, HEADER_LEN)),
+                (0, _) => return Err(self.truncated("a packet's header", have, whole)),
                 _ => {}
             }
         }
     }
 
+    /// Pages, a SYNC, or both (docs/wire/ram.md §9.3, §9.4); `counted` bytes of the channel are in the statistics.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: pages are lost.
     async fn ram_packet(
         &mut self,
         memory: &mut Option<Memory>,
@@ -192,6 +209,10 @@ impl DataChannel {
 
     /// Delivers a SYNC and waits until all channels may go on. Meanwhile the channel is watched, so that its end is
     /// noticed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the SYNC is delivered.
     async fn synchronise(&mut self) -> Result<()> {
         let hub = Arc::clone(&self.hub);
         let mut released = pin!(hub.synchronise(self.id));
@@ -209,7 +230,11 @@ impl DataChannel {
     }
 
     /// A device's state (docs/wire/ram.md §9.7).
-    async fn device_state(&mut self) -> Result<()> {
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: some of it is lost.
+    async fn device_state(&mut self, counted: &mut u64) -> Result<()> {
         let position = self.reader.position();
         let header: &[u8; DEVICE_STATE_HEADER_LEN] =
             self.reader.buffer().first_chunk().expect("the whole header came");
@@ -230,9 +255,9 @@ impl DataChannel {
             ))
             .at(position));
         }
-        if !self.hub.switchover().await {
+        if !self.hub.switchover(self.id).await {
             return Err(Error::peer_misbehaved(format!(
-                "state of device '{idstr}' came, and SWITCHOVER_START did not"
+                "state of device '{idstr}' came before SWITCHOVER_START"
             ))
             .at(position));
         }
@@ -240,7 +265,22 @@ impl DataChannel {
         self.reader.consume(DEVICE_STATE_HEADER_LEN);
         // The length is within its limit, and there is room for it.
         let mut bytes = vec![0; len as usize];
-        self.reader.read_exact(&mut bytes).await?;
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let ready = self.reader.buffer().len().min(bytes.len() - filled);
+            if ready > 0 {
+                bytes[filled..filled + ready].copy_from_slice(&self.reader.buffer()[..ready]);
+                self.reader.consume(ready);
+                filled += ready;
+            } else if self.reader.fill_at_most(bytes.len() - filled).await? == 0 {
+                return Err(Error::peer_misbehaved(format!(
+                    "it ended inside the state of device '{idstr}': {} of {len} bytes are missing",
+                    bytes.len() - filled
+                ))
+                .at(self.reader.position()));
+            }
+        }
+        self.count(counted);
         sender.send(room, idstr, instance_id, bytes).await
     }
 

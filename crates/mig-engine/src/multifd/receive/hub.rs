@@ -45,6 +45,8 @@ struct State {
     released: u64,
     /// Main waits at a mark.
     at_mark: bool,
+    /// The stream is over, and the guest waits for device state.
+    wants_state: bool,
     /// SWITCHOVER_START came.
     switchover: bool,
     /// The last section of `ram` began: there may be no further mark.
@@ -156,6 +158,11 @@ impl Hub {
         self.state.send_modify(|state| state.switchover = true);
     }
 
+    /// The stream is over, and the guest waits for device state.
+    pub(crate) fn wants_state(&self) {
+        self.state.send_modify(|state| state.wants_state = true);
+    }
+
     pub(super) fn end_began(&self) {
         self.state.send_modify(|state| state.end_began = true);
     }
@@ -250,15 +257,21 @@ impl Hub {
         state.ok().and_then(|state| state.layout.clone()).ok_or_else(Error::cancelled)
     }
 
-    /// Waits until device state may come; false if it may not: the last section of `ram` began without SWITCHOVER_START.
+    /// Waits until device state may come on channel `id`; false if it may not: the last section of `ram` began without
+    /// SWITCHOVER_START, or main waits for a SYNC that can only be behind this state, and was said before
+    /// SWITCHOVER_START.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(super) async fn switchover(&self) -> bool {
+    pub(super) async fn switchover(&self, id: u8) -> bool {
         let mut watching = self.state.subscribe();
-        let known = watching.wait_for(|state| state.switchover || state.end_began).await;
-        known.is_ok_and(|state| state.switchover)
+        let known = |state: &State| {
+            let keeps_main =
+                || state.channels.get(usize::from(id)).is_some_and(|c| c.is_late(state.released));
+            state.switchover || state.end_began || (state.at_mark && keeps_main())
+        };
+        watching.wait_for(known).await.is_ok_and(|state| state.switchover)
     }
 
     /// Waits until main spoke of the channel. One that was opened while the migration ran may be far ahead of main: until
@@ -394,6 +407,9 @@ impl Hub {
             (Some(missing), _) if state.at_mark => {
                 error.noting(format!("the main channel waits for the data channels: {missing}"))
             }
+            _ if state.wants_state => error.noting(
+                "the stream is over, and a device waits for more of its state over the data channels".to_owned(),
+            ),
             _ => error,
         }
     }
@@ -404,6 +420,13 @@ impl Hub {
                 change(channel);
             }
         });
+    }
+}
+
+impl Progress {
+    /// Whether the mark after `released` others has to wait for its SYNC.
+    fn is_late(&self, released: u64) -> bool {
+        self.joined.is_some_and(|joined| joined + self.delivered <= released)
     }
 }
 
@@ -423,8 +446,7 @@ impl State {
     fn mark_is_due(&self) -> Option<Result<(), usize>> {
         let mut all = true;
         for (id, channel) in self.channels.iter().enumerate() {
-            let Some(joined) = channel.joined else { continue };
-            if joined + channel.delivered <= self.released {
+            if channel.is_late(self.released) {
                 if channel.ended {
                     return Some(Err(id));
                 }

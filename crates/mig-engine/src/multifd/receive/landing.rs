@@ -107,6 +107,11 @@ impl Landing {
         }
     }
 
+    /// The same for pages as they are.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: bytes of the channel are lost.
     async fn land_raw(
         &mut self,
         reader: &mut StreamReader,
@@ -134,6 +139,10 @@ impl Landing {
     }
 
     /// Reads `len` bytes into `places`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: bytes of the channel are lost.
     async fn receive_in_place(&mut self, reader: &mut StreamReader, len: usize) -> Result<()> {
         self.places.push(RegionSlice::whole(Arc::clone(&self.next_header.region)));
         let last = self.places.len() - 1;
@@ -172,6 +181,10 @@ impl Landing {
 
     /// Reads pages into memory from which they are placed, as many as there is room for; answers how many that were. Fewer
     /// if one is staged already: it and what followed it are in the reader's buffer then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: bytes of the channel are lost.
     async fn receive_staged(
         &mut self,
         reader: &mut StreamReader,

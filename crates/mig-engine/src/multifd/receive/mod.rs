@@ -209,6 +209,10 @@ impl DataChannels {
     }
 
     /// Drops a channel that waits for main and has ended meanwhile; answers whether it did.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what came stays in its reader.
     async fn forget_if_gone(&mut self, id: u8) -> bool {
         let Some(at) = self.waiting.iter().position(|(waiting, ..)| *waiting == id) else {
             return false;
