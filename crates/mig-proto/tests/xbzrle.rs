@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what only tests call may fail as a test")]
 
-use mig_proto::xbzrle::{BadDelta, Encoded, apply, encode};
+use mig_proto::xbzrle::{BadDelta, Encoded, apply, changed, encode};
 use proptest::prelude::*;
 
 const PAGE: usize = 4096;
@@ -276,4 +276,19 @@ proptest! {
             let _ = apply(&mut old.clone(), &delta[..len]);
         }
     }
+}
+
+#[test]
+fn what_a_delta_changes_is_known() {
+    let old = vec![7; 4096];
+    let mut delta = [0; 4096];
+    for changes in [vec![0], vec![4095], vec![16, 2048], vec![3, 4, 5, 900], vec![0, 4095]] {
+        let mut new = old.clone();
+        changes.iter().for_each(|at| new[*at] ^= 1);
+        let Encoded::Delta(len) = encode(&old, &new, &mut delta) else { panic!("a delta") };
+        let range = changed(4096, &delta[..len]).unwrap();
+        assert_eq!(range, changes[0]..changes[changes.len() - 1] + 1);
+    }
+    assert_eq!(changed(4096, &[]), Ok(0..0));
+    assert_eq!(changed(16, &[0x10, 1, 0x5a]), Err(BadDelta::RunBeyondPage));
 }

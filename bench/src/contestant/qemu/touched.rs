@@ -1,6 +1,6 @@
 //! Deltas of a guest that touches every page again and again, made by a QEMU.
 //!
-//! The guest runs [`firmware`](super::firmware) of our own under TCG. What counts is the processor time of the one
+//! The guest runs [`firmware`] of our own under TCG. What counts is the processor time of the one
 //! thread that looks for dirty pages, makes records of them and sends them; the guest has a thread of its own.
 
 use std::{

@@ -1,5 +1,7 @@
 //! A delta onto a page.
 
+use core::ops::Range;
+
 /// Bytes that are no delta of a page, by the rules of QEMU's receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -33,6 +35,26 @@ pub enum BadDelta {
 /// # Ok::<(), mig_proto::xbzrle::BadDelta>(())
 /// ```
 pub fn apply(page: &mut [u8], delta: &[u8]) -> Result<(), BadDelta> {
+    walk(page.len(), delta, |at, bytes| page[at..at + bytes.len()].copy_from_slice(bytes))
+}
+
+/// The part of a page of `page_len` bytes that a delta changes, from its first changed byte to its last; empty for a delta
+/// that changes nothing. The rules are those of [`apply`].
+pub fn changed(page_len: usize, delta: &[u8]) -> Result<Range<usize>, BadDelta> {
+    let mut changed: Option<Range<usize>> = None;
+    walk(page_len, delta, |at, bytes| {
+        let start = changed.as_ref().map_or(at, |before| before.start);
+        changed = Some(start..at + bytes.len());
+    })?;
+    Ok(changed.unwrap_or(0..0))
+}
+
+/// Shows each run of changed bytes, and where it goes; all of them lie within the page.
+fn walk(
+    page_len: usize,
+    delta: &[u8],
+    mut changed_run: impl FnMut(usize, &[u8]),
+) -> Result<(), BadDelta> {
     let (mut rest, mut at) = (delta, 0);
     while !rest.is_empty() {
         let same = length(&mut rest)?;
@@ -47,8 +69,10 @@ pub fn apply(page: &mut [u8], delta: &[u8]) -> Result<(), BadDelta> {
         let Some((bytes, behind)) = rest.split_at_checked(changed) else {
             return Err(BadDelta::RunLongerThanDelta);
         };
-        let place = page.get_mut(at..at + changed).ok_or(BadDelta::RunBeyondPage)?;
-        place.copy_from_slice(bytes);
+        if at + changed > page_len {
+            return Err(BadDelta::RunBeyondPage);
+        }
+        changed_run(at, bytes);
         rest = behind;
         at += changed;
     }

@@ -19,7 +19,7 @@
 mod apply;
 mod encode;
 
-pub use apply::{BadDelta, apply};
+pub use apply::{BadDelta, apply, changed};
 pub use encode::{Encoded, encode};
 
 /// Longest run that a length can tell: 14 bits.

@@ -127,6 +127,11 @@ impl Cache {
         self.slab.copy_in_at(slot.offset(), page).expect("the slab has a page for every slot");
     }
 
+    /// Copies a part of a page in, at `at` in it.
+    pub(super) fn patch(&self, slot: Slot, at: usize, part: &[u8]) {
+        self.slab.copy_in_at(slot.offset() + at, part).expect("the slab has a page for every slot");
+    }
+
     /// Sets a page to zeros.
     pub(super) fn write_zeros(&self, slot: Slot) {
         self.slab.zero_at(slot.offset(), PAGE_SIZE).expect("the slab has a page for every slot");

@@ -225,7 +225,10 @@ impl Xbzrle {
                     return Ok(Sent::Nothing);
                 }
                 Encoded::Delta(len) => {
-                    self.cache.write(slot, &self.new);
+                    // The cache lies in memory that is far away: no more of it is written than has to be.
+                    let changed = mig_proto::xbzrle::changed(PAGE_SIZE, &self.delta[..len])
+                        .expect("the delta was just made of two pages");
+                    self.cache.patch(slot, changed.start, &self.new[changed]);
                     self.put_delta(out, continued, page, len)?;
                     return Ok(Sent::Delta);
                 }
