@@ -110,7 +110,9 @@ impl Destination {
         self
     }
 
-    /// Names the guest that is expected: a source that names another is refused.
+    /// Names the guest that is expected: a source that names another is refused. With `multifd` say it where you can:
+    /// otherwise the first data channel decides, which may be a stranger's, and the right source would be kept out until a
+    /// deadline ends the wait.
     #[must_use]
     pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
         self.uuid = Some(uuid);
