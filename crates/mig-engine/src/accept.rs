@@ -12,10 +12,11 @@
 //! that is no migration stream, the error says so.
 //!
 //! Data channels may come before main and after it, so where they are expected accepting goes on for as long as the
-//! migration runs, beside it. Where none are expected it goes on as well, for one that comes all the same: the pages that
-//! its source sends there are not in the single stream, which looks complete without them.
+//! migration runs, beside it. Where none are expected it goes on as well: a hello is 64 bytes that anybody can say, so one
+//! that comes all the same is dropped and remembered. It counts only if the single stream looks as if its pages had gone
+//! elsewhere, or fails: the pages that a source sends over data channels are not in the stream, which ends as if whole.
 
-use std::time::Duration;
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mig_proto::{FirstBytes, classify, multifd::Hello};
 use mig_stream::{IdleClock, Stream, StreamOptions, StreamReader, within};
@@ -42,32 +43,34 @@ enum Arrival {
     Data(Hello, Accepted),
 }
 
-/// Connections that were there before are known after such a sleep, however busy this end was.
-pub(crate) const SETTLE: Duration = Duration::from_millis(1);
-
-/// What those who have connected may take to say who they are, when the stream is over: a source's channels have said so
-/// long before, and for strangers the guest must not stand still.
+/// What those who have connected may take to say who they are, when the stream is over and something is missing: a
+/// source's channels have said so long before.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// Accepts for one migration.
 pub(crate) struct Acceptor<'a> {
     listener: &'a mut dyn Listener,
     deadlines: Deadlines,
-    options: StreamOptions,
     candidates: JoinSet<Result<Arrival>>,
     /// What the listener said last, when it gives no more.
     exhausted: Option<Error>,
+    /// Silence on the channels of the migration; strangers' words break none.
+    idle: Option<Arc<IdleClock>>,
+    /// About a data channel that came where none is expected.
+    unexpected: Option<Error>,
 }
 
 impl<'a> Acceptor<'a> {
     /// Silence on the channels will be bounded by the idle deadline, all of them together.
     pub(crate) fn new(listener: &'a mut dyn Listener, deadlines: &Deadlines) -> Self {
-        let mut options = StreamOptions::default();
-        if let Some(limit) = deadlines.idle {
-            options = options.idle(IdleClock::new(limit));
+        Self {
+            listener,
+            deadlines: *deadlines,
+            candidates: JoinSet::new(),
+            exhausted: None,
+            idle: deadlines.idle.map(IdleClock::new),
+            unexpected: None,
         }
-        let deadlines = *deadlines;
-        Self { listener, deadlines, options, candidates: JoinSet::new(), exhausted: None }
     }
 
     /// Accepts until a main channel comes; data channels that come before are taken into `data`.
@@ -89,7 +92,7 @@ impl<'a> Acceptor<'a> {
                     (Arrival::Data(hello, (stream, reader)), Some(data)) => {
                         data.admit(hello, stream, reader).await?;
                     }
-                    (Arrival::Data(_, (stream, _)), None) => return Err(unexpected(&stream)),
+                    (Arrival::Data(_, (stream, _)), None) => self.remember(&stream),
                 }
             }
         };
@@ -113,7 +116,7 @@ impl<'a> Acceptor<'a> {
         loop {
             match self.next().await {
                 Ok(arrival) => {
-                    if let Err(error) = arrival.join(Some(&mut *data)).await {
+                    if let Err(error) = arrival.join(data).await {
                         return error;
                     }
                 }
@@ -136,19 +139,16 @@ impl<'a> Acceptor<'a> {
         }
     }
 
-    /// The same where none are expected: one that comes all the same must end the migration.
+    /// The same where none are expected: one that comes is dropped, and [remembered](Self::none_is_missing).
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: connections that are being looked at are closed.
-    pub(crate) async fn attend_none(&mut self) -> Error {
+    pub(crate) async fn attend_none(&mut self) -> Infallible {
         loop {
             match self.next().await {
-                Ok(arrival) => {
-                    if let Err(error) = arrival.join(None).await {
-                        return error;
-                    }
-                }
+                Ok(Arrival::Data(_, (stream, _))) => self.remember(&stream),
+                Ok(arrival @ Arrival::Main(_)) => arrival.drop_second_main(),
                 Err(error) => {
                     tracing::debug!(%error, "accepting no more");
                     return std::future::pending().await;
@@ -157,29 +157,68 @@ impl<'a> Acceptor<'a> {
         }
     }
 
-    /// The stream is over: looks at those who have connected by now, for a data channel that must end the migration.
+    fn remember(&mut self, stream: &Stream) {
+        tracing::warn!(channel = %stream.endpoint(), "a data channel that is not expected was dropped");
+        self.unexpected.get_or_insert_with(|| unexpected(stream));
+    }
+
+    /// The single stream is over. Where it `lacks_pages` by its looks, a data channel that came, or comes now, means that
+    /// they went there.
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: connections that are being looked at are closed.
-    pub(crate) async fn last_look(&mut self, data: &mut Option<DataChannels>) -> Result<()> {
-        let until = tokio::time::Instant::now() + LAST_LOOK;
-        loop {
-            let limit = match self.candidates.is_empty() {
-                true => Duration::ZERO,
-                false => until.saturating_duration_since(tokio::time::Instant::now()),
-            };
-            match tokio::time::timeout(limit, self.next()).await {
-                Ok(Ok(arrival)) => arrival.join(data.as_mut()).await?,
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "accepting no more");
-                    return Ok(());
-                }
-                // The silent ones are strangers.
-                Err(_nobody) if self.candidates.is_empty() || limit.is_zero() => return Ok(()),
-                Err(_nobody) => {}
-            }
+    pub(crate) async fn none_is_missing(&mut self, lacks_pages: bool) -> Result<()> {
+        if !lacks_pages {
+            return Ok(());
         }
+        let looked = tokio::time::timeout(LAST_LOOK, async {
+            while self.unexpected.is_none() {
+                match self.next().await {
+                    Ok(Arrival::Data(_, (stream, _))) => self.remember(&stream),
+                    Ok(arrival @ Arrival::Main(_)) => arrival.drop_second_main(),
+                    Err(_no_more) => return,
+                }
+            }
+        });
+        let _silent = looked.await;
+        self.unexpected.take().map_or(Ok(()), Err)
+    }
+
+    /// The single stream failed: if it lacks pages and a data channel came, that is the reason, for its source has been
+    /// hung up on there.
+    pub(crate) fn explain(&mut self, error: Error, lacks_pages: bool) -> Error {
+        match self.unexpected.take() {
+            Some(unexpected) if lacks_pages && error.blame() != Blame::Cancelled => {
+                unexpected.caused_by(error)
+            }
+            _ => error,
+        }
+    }
+
+    /// The stream is over: looks at those who have connected by now, for a channel that the source has too many.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: connections that are being looked at are closed.
+    pub(crate) async fn last_look(&mut self, data: &mut DataChannels) -> Result<()> {
+        let looked = tokio::time::timeout(LAST_LOOK, async {
+            loop {
+                tokio::select! {
+                    biased;
+                    arrival = self.next() => match arrival {
+                        Ok(arrival) => arrival.join(data).await?,
+                        Err(error) => {
+                            tracing::debug!(%error, "accepting no more");
+                            return Ok(());
+                        }
+                    },
+                    // Nobody waits; the silent ones are strangers.
+                    () = tokio::task::yield_now() => return Ok(()),
+                }
+            }
+        });
+        looked.await.unwrap_or(Ok(()))
     }
 
     async fn next(&mut self) -> Result<Arrival> {
@@ -188,7 +227,7 @@ impl<'a> Acceptor<'a> {
                 biased;
                 Some(looked_at) = self.candidates.join_next(), if !self.candidates.is_empty() => {
                     match looked_at {
-                        Ok(Ok(arrival)) => return Ok(arrival),
+                        Ok(Ok(arrival)) => return Ok(arrival.under(self.idle.as_ref())),
                         Ok(Err(error)) if self.exhausted.is_some() && self.candidates.is_empty() => {
                             return Err(error);
                         }
@@ -202,8 +241,8 @@ impl<'a> Acceptor<'a> {
                     match accepted {
                         Ok(channel) => {
                             tracing::debug!(channel = %channel.endpoint(), "connected");
-                            let (options, limit) = (self.options.clone(), self.deadlines.first_byte);
-                            self.candidates.spawn(look_at(channel, options, limit));
+                            let limit = self.deadlines.first_byte;
+                            self.candidates.spawn(look_at(channel, limit));
                         }
                         Err(error) if self.candidates.is_empty() => return Err(error.into()),
                         Err(error) => self.exhausted = Some(error.into()),
@@ -219,17 +258,33 @@ impl<'a> Acceptor<'a> {
 }
 
 impl Arrival {
+    /// From here on its bytes are the migration's, and silence on it counts.
+    fn under(self, idle: Option<&Arc<IdleClock>>) -> Self {
+        let under = |(mut stream, mut reader): Accepted| {
+            stream.set_idle(idle.cloned());
+            reader.set_idle(idle.cloned());
+            (stream, reader)
+        };
+        match self {
+            Self::Main(accepted) => Self::Main(under(accepted)),
+            Self::Data(hello, accepted) => Self::Data(hello, under(accepted)),
+        }
+    }
+
     /// Takes a channel that comes beside the main one to where it belongs.
-    async fn join(self, data: Option<&mut DataChannels>) -> Result<()> {
-        match (self, data) {
-            (Self::Main((stream, _)), _) => {
-                tracing::warn!(channel = %stream.endpoint(), "a second main channel was dropped");
+    async fn join(self, data: &mut DataChannels) -> Result<()> {
+        match self {
+            Self::Data(hello, (stream, reader)) => data.admit(hello, stream, reader).await,
+            Self::Main(_) => {
+                self.drop_second_main();
                 Ok(())
             }
-            (Self::Data(hello, (stream, reader)), Some(data)) => {
-                data.admit(hello, stream, reader).await
-            }
-            (Self::Data(_, (stream, _)), None) => Err(unexpected(&stream)),
+        }
+    }
+
+    fn drop_second_main(self) {
+        if let Self::Main((stream, _)) = self {
+            tracing::warn!(channel = %stream.endpoint(), "a second main channel was dropped");
         }
     }
 }
@@ -244,13 +299,9 @@ fn unexpected(stream: &Stream) -> Error {
 }
 
 /// Reads the first bytes of a channel and decides what it is.
-async fn look_at(
-    channel: Channel,
-    options: StreamOptions,
-    first_byte: Duration,
-) -> Result<Arrival> {
+async fn look_at(channel: Channel, first_byte: Duration) -> Result<Arrival> {
     let name = channel.endpoint().to_string();
-    let mut stream = Stream::open(channel, options);
+    let mut stream = Stream::open(channel, StreamOptions::default());
     let mut reader = stream.reader()?;
     // A single-channel transport is connected before its far end exists: only several channels can hold strangers.
     let deadline = stream.capabilities().several_channels.then_some(first_byte);

@@ -114,6 +114,11 @@ impl StreamReader {
         self.receiver.rehome().map_err(|error| self.fail(error))
     }
 
+    /// Bounds silence from here on; what came before does not count.
+    pub fn set_idle(&mut self, idle: Option<Arc<IdleClock>>) {
+        self.idle = IdleWatch::new(idle);
+    }
+
     /// A handle that stops the whole channel.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.receiver.shutdown_handle()

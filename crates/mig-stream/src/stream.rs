@@ -109,6 +109,11 @@ impl Stream {
         self.options.idle.clone()
     }
 
+    /// Bounds silence from here on, for halves that are taken after this.
+    pub fn set_idle(&mut self, idle: Option<Arc<IdleClock>>) {
+        self.options.idle = idle;
+    }
+
     /// A handle that stops the channel from any task and wakes whoever waits in either half.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.channel.shutdown_handle()

@@ -1,13 +1,12 @@
 //! Reading a migration from its first byte to its last, at an end with a guest.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use mig_proto::{Event, SectionKind, globalstate::RunState};
+use mig_proto::globalstate::RunState;
 use mig_stream::{Stream, StreamReader};
 
 use super::{ahead::Ahead, loader::Loader};
 use crate::{
-    accept::SETTLE,
     answers::Answers,
     error::{Error, Result},
     handle::Shared,
@@ -30,8 +29,6 @@ pub(super) struct Load<'a> {
     /// Where data channels bring the pages.
     pub(super) data: Option<Beside>,
     pub(super) device_states: Option<DeviceStates>,
-    /// Nothing is to be known about connections that the source made before it sent its first page.
-    pub(super) settled: bool,
 }
 
 /// What a wait for the main channel brought.
@@ -51,23 +48,15 @@ impl Load<'_> {
         let mut ahead = Ahead::new();
         let mut end = InputEnd::Open;
         loop {
-            let mut pages_may_come = false;
             let data = &mut self.data;
             let walked = self.walk.walk_while(self.reader.buffer(), end, |piece| {
                 let go_on = match (data.as_mut(), &piece.event) {
                     (Some(data), Some(event)) => data.note(event),
-                    (None, Some(Event::Section(section))) => {
-                        pages_may_come |= section.kind != SectionKind::Start;
-                        true
-                    }
                     _ => true,
                 };
                 loader.visit(&piece).map(|()| go_on)
             })?;
             self.reader.consume(walked.consumed);
-            if pages_may_come {
-                self.settle().await;
-            }
             self.tell(loader);
             for ask in std::mem::take(&mut loader.asked) {
                 self.answers.ask(ask);
@@ -92,7 +81,6 @@ impl Load<'_> {
                 break;
             }
         }
-        self.settle().await;
         if let Some(data) = &self.data {
             data.check_closed()?;
         }
@@ -104,14 +92,6 @@ impl Load<'_> {
         }
         self.tell(loader);
         Ok(state)
-    }
-
-    /// Once, and not while the guest stands still: lets whoever accepts hear of the data channels that a source should not
-    /// have. It has connected them before its first page.
-    async fn settle(&mut self) {
-        if !std::mem::replace(&mut self.settled, true) {
-            tokio::time::sleep(SETTLE).await;
-        }
     }
 
     fn tell(&self, loader: &mut Loader<'_>) {
@@ -152,7 +132,23 @@ impl Load<'_> {
             loader.load_state(state)?;
         }
         while self.device_states.is_some() && loader.expects_state() {
-            let next = async { Ok::<_, Error>(next_state(&mut self.device_states).await) };
+            let hub = self.data.as_ref().map(|data| Arc::clone(data.hub()));
+            let states = &mut self.device_states;
+            let next = async {
+                let ended = async {
+                    match &hub {
+                        Some(hub) => hub.all_ended().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    state = next_state(states) => Ok::<_, Error>(state),
+                    () = ended => Err(Error::peer_misbehaved(
+                        "all data channels have ended, and a device still waits for its state",
+                    )),
+                }
+            };
             let state = match self.stream.idle() {
                 Some(idle) => {
                     idle.attend("waiting for device state over the data channels", next).await

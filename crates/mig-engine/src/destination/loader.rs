@@ -44,6 +44,8 @@ pub(super) struct Loader<'a> {
     pub(super) asked: Vec<Ask>,
     /// Where the first HOOK record ends that came since this was taken: a window of the transport is to be served there.
     pub(super) hook: Option<u64>,
+    /// MULTIFD_FLUSH came.
+    flushed: bool,
 }
 
 /// A page whose bytes did not all come at once.
@@ -79,6 +81,7 @@ impl<'a> Loader<'a> {
             state: None,
             asked: Vec::new(),
             hook: None,
+            flushed: false,
         }
     }
 
@@ -155,6 +158,11 @@ impl<'a> Loader<'a> {
         self.row
     }
 
+    /// Whether it looks as if pages went elsewhere: a mark for data channels came, or no page at all.
+    pub(super) fn lacks_pages(&self) -> bool {
+        self.flushed || self.statistics.normal.value() + self.counted.0 == 0
+    }
+
     /// Counts pages in a row anew.
     pub(super) fn end_row(&mut self) {
         self.row = 0;
@@ -188,6 +196,7 @@ impl<'a> Loader<'a> {
                 self.load(payload).map_err(|error| error.at(position))?
             }
             Event::Command(command) => self.obey(&command).map_err(|error| error.at(position))?,
+            Event::MultifdFlush(_) => self.flushed = true,
             Event::Hook(word) => {
                 self.hook.get_or_insert(position + word.to_be_bytes().len() as u64);
             }

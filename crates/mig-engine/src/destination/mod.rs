@@ -260,7 +260,6 @@ impl Destination {
         let idle = stream.idle();
         let several = stream.capabilities().several_channels;
         let load = Load {
-            settled: !several || hub.is_some(),
             stream: &mut *stream,
             reader: &mut *reader,
             answers,
@@ -281,14 +280,20 @@ impl Destination {
                 },
                 _ => tokio::select! {
                     biased;
-                    error = acceptor.attend_none(), if several => Err(error),
+                    never = acceptor.attend_none(), if several => match never {},
                     loaded = load => loaded,
                 },
             }
         };
-        let loaded = match loaded {
-            Ok(state) if several => acceptor.last_look(&mut link.data).await.map(|()| state),
-            loaded => loaded,
+        let lacks_pages = loader.lacks_pages();
+        let loaded = match (loaded, &mut link.data) {
+            (Ok(state), Some(data)) => {
+                acceptor.last_look(data).await?;
+                data.none_is_too_many().map(|()| state)
+            }
+            (Ok(state), None) => acceptor.none_is_missing(lacks_pages).await.map(|()| state),
+            (Err(error), Some(data)) => Err(data.explain(error)),
+            (Err(error), None) => Err(acceptor.explain(error, lacks_pages)),
         };
         let loaded = loaded.map_err(|error| error.on(name.as_str()));
         self.placement = loader.placement().cloned();

@@ -8,7 +8,7 @@ use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
 
 use crate::{
-    accept::{Acceptor, SETTLE},
+    accept::Acceptor,
     answers::{Answers, drain},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
@@ -199,6 +199,7 @@ impl Recorder {
             sink: SinkWriter::start(sink)?,
             observer,
             shared,
+            flushed: false,
         };
         session.answers.take_any_number(hub.as_ref().is_some_and(|hub| hub.takes_any_number()));
         let received = tokio::select! {
@@ -242,6 +243,8 @@ struct Session<'a, 'o> {
     sink: SinkWriter,
     observer: Option<&'o mut (dyn EventObserver + 'o)>,
     shared: &'a Shared,
+    /// MULTIFD_FLUSH came.
+    flushed: bool,
 }
 
 impl Session<'_, '_> {
@@ -255,16 +258,14 @@ impl Session<'_, '_> {
         let Some(beside) = data else {
             let received = tokio::select! {
                 biased;
-                error = acceptor.attend_none(), if several => Err(error),
+                never = acceptor.attend_none(), if several => match never {},
                 received = self.receive() => received,
             };
+            let whole = self.pages.normal + self.pages.xbzrle + self.pages.compressed;
+            let lacks_pages = self.flushed || whole == 0;
             return match received {
-                Ok(()) if several => {
-                    // So that the system's news of connections have been heard.
-                    tokio::time::sleep(SETTLE).await;
-                    acceptor.last_look(data).await
-                }
-                received => received,
+                Ok(()) => acceptor.none_is_missing(lacks_pages && several).await,
+                Err(error) => Err(acceptor.explain(error, lacks_pages)),
             };
         };
         if self.hooks.active() {
@@ -279,8 +280,10 @@ impl Session<'_, '_> {
             failed = hub.failure() => Err(failed),
             received = self.receive() => received.map_err(|error| hub.explain(error)),
             error = acceptor.attend(beside) => Err(error),
-        }?;
-        acceptor.last_look(data).await
+        }
+        .map_err(|error| beside.explain(error))?;
+        acceptor.last_look(beside).await?;
+        beside.none_is_too_many()
     }
 
     /// Receives everything and makes it durable; after that only the name is missing.
@@ -328,11 +331,23 @@ impl Session<'_, '_> {
     /// Decodes what is buffered and keeps what is to be kept.
     fn take(&mut self, end: InputEnd) -> Result<usize> {
         let Self {
-            reader, walk, keeper, answers, sink, pages, observer, shared, memory, data, ..
+            reader,
+            walk,
+            keeper,
+            answers,
+            sink,
+            pages,
+            observer,
+            shared,
+            memory,
+            data,
+            flushed,
+            ..
         } = self;
         let walked = walk.walk_while::<Error>(reader.buffer(), end, |piece| {
             let mut go_on = true;
             if let Some(event) = &piece.event {
+                *flushed |= matches!(event, Event::MultifdFlush(_));
                 if let Some(data) = data {
                     go_on = data.note(event);
                     // Of a source that looks for zero pages on its main thread.

@@ -59,6 +59,11 @@ pub(super) async fn send_listening(
             // What broke on the way there may be what it gave up for.
             decide(verdict, progress).map_err(|told| told.caused_by(error))
         }
+        Ok(Ok(Verdict::Closed)) => {
+            // Closed in order and without a word: it never started the guest, however much was sent.
+            progress.set_owner(Owner::Source);
+            Err(error)
+        }
         _ => Err(error),
     }
 }

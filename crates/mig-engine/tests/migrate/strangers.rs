@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mig_proto::multifd::Hello;
 use mig_testkit::{memory_pair, stream_channel};
 use mig_transport::{Blame, Capabilities, Channel, ChannelParts};
 use tokio::io::AsyncWriteExt;
@@ -45,6 +46,34 @@ async fn the_right_source_gets_in_past_silence_and_garbage() {
     sent.unwrap();
     received.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(9), "nobody waited for the silent one");
+    check(&pair.destination_ram);
+}
+
+/// 64 bytes that anybody can say, before main and while it is read, with and without something behind them.
+#[tokio::test(start_paused = true)]
+async fn a_strangers_hello_ends_no_single_stream() {
+    let mut pair = Pair::new();
+    let hello = Hello { uuid: [0; 16], id: 0 }.encode();
+    let (early, mut early_end) = connection();
+    let (during, mut during_end) = connection();
+    early_end.write_all(&hello).await.unwrap();
+    during_end.write_all(&[&hello[..], &[0x5a; 2000]].concat()).await.unwrap();
+    let mut listener = Arriving::new([early]);
+    let door = listener.door();
+    let (out, into) = memory_pair(8 * 1024);
+    let connector = Ready::new(out);
+    let source = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        door.send(into).unwrap();
+        door.send(during).unwrap();
+        pair.source.run(&connector).await
+    };
+    let begun = tokio::time::Instant::now();
+    let (sent, received) = tokio::join!(source, pair.destination.run(&mut listener));
+    sent.unwrap();
+    received.unwrap();
+    // The guest stood still for nobody's sake: paused time moves only where somebody waits for it.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     check(&pair.destination_ram);
 }
 

@@ -28,6 +28,11 @@ impl Beside {
         Self { hub: Arc::clone(hub), marks: Marks::default(), idle, arrival }
     }
 
+    /// Where main and the data channels meet.
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
     /// Tells the data channels where pages belong, once that is known.
     pub(crate) fn tell_layout(&self, layout: Option<&Arc<Layout>>) {
         if let Some(layout) = layout {

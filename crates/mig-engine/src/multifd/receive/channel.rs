@@ -60,25 +60,36 @@ impl DataChannel {
         let _told = TellOfPanic(&hub);
         let outcome = tokio::select! {
             biased;
-            () = hub.stopped() => Ok(()),
-            outcome = self.receive() => outcome,
+            () = hub.stopped() => None,
+            outcome = self.receive() => Some(outcome),
         };
-        if let Err(error) = outcome {
-            let name = self.stream.endpoint().to_string();
-            let said_nothing = self.reader.position() == Hello::LEN as u64;
-            if said_nothing && matches!(error.blame(), Blame::Io) {
-                return self.forget();
+        let said_nothing = self.reader.position() == Hello::LEN as u64;
+        match outcome {
+            Some(Ok(())) if said_nothing => {
+                self.forget();
+                return Ok(());
             }
-            hub.fail(error.in_front(&format!("data channel {}", self.id)).on(name));
+            // Of a channel that main never spoke of, anything may come.
+            Some(Err(error))
+                if said_nothing && (error.blame() == Blame::Io || !hub.is_joined(self.id)) =>
+            {
+                tracing::debug!(%error, id = self.id, "a data channel's first packet");
+                self.forget();
+                return Ok(());
+            }
+            Some(Err(error)) => {
+                let name = self.stream.endpoint().to_string();
+                hub.fail(error.in_front(&format!("data channel {}", self.id)).on(name));
+            }
+            Some(Ok(())) | None => {}
         }
         std::future::pending().await
     }
 
     /// Whoever that was, it was no part of this migration: its number is free again.
-    fn forget(&self) -> Result<()> {
+    fn forget(&self) {
         tracing::warn!(id = self.id, "a data channel ended before its first packet");
         self.hub.set_here(self.id, false);
-        Ok(())
     }
 
     /// Takes packets to the end of the channel.
@@ -99,7 +110,7 @@ impl DataChannel {
             }
         }
         if self.reader.position() == Hello::LEN as u64 {
-            return self.forget();
+            return Ok(());
         }
         if let Some(memory) = &mut memory {
             memory.landing.flush()?;

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use mig_ram::PAGE_SIZE;
 use mig_transport::Blame;
 use tokio::sync::watch;
 
@@ -144,6 +145,22 @@ impl Hub {
     }
 
     // What main says.
+
+    /// Whether pages of the block list never came; true also before it.
+    pub(super) fn lacks_pages(&self) -> bool {
+        let state = self.state.borrow();
+        let Some(layout) = &state.layout else { return true };
+        layout.blocks.iter().any(|block| {
+            let received = layout.placement.received(block.local).map_or(0, |pages| pages.count());
+            received < block.length / PAGE_SIZE as u64
+        })
+    }
+
+    /// Whether main spoke of this channel.
+    pub(super) fn is_joined(&self, id: u8) -> bool {
+        let state = self.state.borrow();
+        state.channels.get(usize::from(id)).is_some_and(|channel| channel.joined.is_some())
+    }
 
     /// The block list came: pages can land.
     pub(crate) fn set_layout(&self, layout: &Arc<Layout>) {

@@ -53,6 +53,8 @@ pub(crate) struct DataChannels {
     uuid: Option<[u8; 16]>,
     /// What the first channel says counts, for nobody told us.
     uuid_is_told: bool,
+    /// About a channel beyond the expected ones.
+    surplus: Option<Error>,
     method: Method,
     device_states: Option<DeviceStateSender>,
     /// Those that came before main.
@@ -87,6 +89,7 @@ impl DataChannels {
             shared: Arc::clone(shared),
             uuid,
             uuid_is_told: uuid.is_some(),
+            surplus: None,
             method,
             device_states: None,
             waiting: Vec::new(),
@@ -122,7 +125,7 @@ impl DataChannels {
     ///
     /// # Errors
     ///
-    /// The source has more channels than are expected here, or no thread could be started.
+    /// No thread could be started.
     ///
     /// # Cancel safety
     ///
@@ -134,6 +137,10 @@ impl DataChannels {
         reader: StreamReader,
     ) -> Result<()> {
         let name = stream.endpoint().to_string();
+        if !self.uuid_is_told && self.hub.arrived() == 0 {
+            // Whoever named another was no part of this migration.
+            self.uuid = None;
+        }
         let expected = self.uuid.unwrap_or(hello.uuid);
         if hello.uuid != expected {
             tracing::warn!(
@@ -146,16 +153,24 @@ impl DataChannels {
         }
         let channels = self.hub.expected();
         if !self.hub.takes_any_number() && usize::from(hello.id) >= channels {
-            return Err(Error::peer_incompatible(format!(
-                "the source opened data channel {}, and {channels} are expected here, numbered from 0: what it sends \
-                 there would be lost; set multifd-channels the same at both ends",
-                hello.id
-            ))
-            .on(name));
+            tracing::warn!(
+                channel = name,
+                id = hello.id,
+                "a data channel beyond the expected was dropped"
+            );
+            self.surplus.get_or_insert_with(|| {
+                Error::peer_incompatible(format!(
+                    "the source opened data channel {}, and {channels} are expected here, numbered from 0: what it sends \
+                     there would be lost; set multifd-channels the same at both ends",
+                    hello.id
+                ))
+                .on(name)
+            });
+            return Ok(());
         }
         if self.hub.is_here(hello.id)
             && !self.forget_if_gone(hello.id).await
-            && !(self.started && self.hub.becomes_vacant(hello.id).await)
+            && !(self.started && !self.hub.is_closed() && self.hub.becomes_vacant(hello.id).await)
         {
             tracing::warn!(
                 channel = name,
@@ -172,6 +187,27 @@ impl DataChannels {
         }
         self.waiting.push((hello.id, stream, reader));
         Ok(())
+    }
+
+    /// The stream is over. A channel beyond the expected ones matters if pages are missing: anybody can say a hello.
+    pub(crate) fn none_is_too_many(&mut self) -> Result<()> {
+        match self.surplus.take() {
+            Some(surplus) if self.hub.lacks_pages() => Err(surplus),
+            _ => Ok(()),
+        }
+    }
+
+    /// The migration failed: if pages are missing and the source had more channels, that is the reason, for it has been hung
+    /// up on there.
+    pub(crate) fn explain(&mut self, error: Error) -> Error {
+        match self.surplus.take() {
+            Some(surplus)
+                if error.blame() != mig_transport::Blame::Cancelled && self.hub.lacks_pages() =>
+            {
+                surplus.caused_by(error)
+            }
+            _ => error,
+        }
     }
 
     /// Main has come: the channels are served from now on.
@@ -229,10 +265,6 @@ impl DataChannels {
             tracing::warn!(id, "a data channel ended before its main channel came");
             self.waiting.remove(at);
             self.hub.set_here(id, false);
-            if !self.uuid_is_told && self.hub.arrived() == 0 {
-                // The next source may be another guest's.
-                self.uuid = None;
-            }
         }
         gone
     }
