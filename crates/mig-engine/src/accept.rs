@@ -113,8 +113,16 @@ impl<'a> Acceptor<'a> {
     ///
     /// Not cancel safe: connections that are being looked at are closed.
     pub(crate) async fn attend(&mut self, data: &mut DataChannels) -> Error {
+        let limit = self.deadlines.first_byte;
         loop {
-            match self.next().await {
+            let surplus = data.has_surplus();
+            let arrival = tokio::select! {
+                biased;
+                arrival = self.next() => arrival,
+                // A source that was hung up on, on a channel too many, may neither go on nor end (docs/wire/ram.md §9.3).
+                error = data.stalled_by_surplus(limit), if surplus => return error,
+            };
+            match arrival {
                 Ok(arrival) => {
                     if let Err(error) = arrival.join(data).await {
                         return error;

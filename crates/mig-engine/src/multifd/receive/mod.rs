@@ -189,6 +189,33 @@ impl DataChannels {
         Ok(())
     }
 
+    /// Whether a channel beyond the expected ones came.
+    pub(crate) fn has_surplus(&self) -> bool {
+        self.surplus.is_some()
+    }
+
+    /// Waits until nothing came anywhere for `limit` while pages are missing: then that channel was the source's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe; the wait begins anew.
+    pub(crate) async fn stalled_by_surplus(&mut self, limit: Duration) -> Error {
+        loop {
+            let statistics = &self.shared.statistics;
+            // Main counts what it read when it comes to it, the lanes at once.
+            let came = || statistics.transferred.value() + statistics.multifd_bytes.value();
+            let before = came();
+            tokio::time::sleep(limit).await;
+            let moved = came() != before;
+            if !moved
+                && self.hub.lacks_pages()
+                && let Some(surplus) = self.surplus.take()
+            {
+                return surplus;
+            }
+        }
+    }
+
     /// The stream is over. A channel beyond the expected ones matters if pages are missing: anybody can say a hello.
     pub(crate) fn none_is_too_many(&mut self) -> Result<()> {
         match self.surplus.take() {
