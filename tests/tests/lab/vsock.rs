@@ -6,9 +6,7 @@
 use mig_tests::guest::{Image, unpack};
 use mig_tests::lab;
 use mig_tests::mig::Mig;
-use mig_tests::qemu::{
-    Binary, LostTrack, Release, Seen, Setup, text, with_a_source_that_keeps_track,
-};
+use mig_tests::qemu::{Binary, Release, Seen, Setup, text};
 use mig_tests::report::Cell;
 use mig_tests::scratch::Scratch;
 use mig_tests::stream;
@@ -84,11 +82,11 @@ fn feature(how: How) -> &'static str {
 fn qemu_and_mig(release: Release, how: How) {
     let Some(binary) = release.or_skip() else { return };
     let cell = Cell::new(binary.version(), "pc", "vsock", feature(how));
-    with_a_source_that_keeps_track(|| attempt(&binary, how));
+    arrives(&binary, how);
     cell.passed("works");
 }
 
-fn attempt(binary: &Binary, how: How) -> Result<(), LostTrack> {
+fn arrives(binary: &Binary, how: How) {
     let scratch = Scratch::new();
     let setup = Setup { binary, machine: "pc", scratch: &scratch, image: Image::Dirty };
     let saved = scratch.path("saved");
@@ -98,7 +96,8 @@ fn attempt(binary: &Binary, how: How) -> Result<(), LostTrack> {
         How::Plain | How::ReturnPath => &[],
     };
     let mut source = setup.source("source");
-    // Stopped: emulated twice over, a running guest would not let its memory go within any downtime.
+    // Stopped: emulated twice over, a running guest would not let its memory go within any downtime. Nor can QEMU 7.2 lose
+    // track of what a guest writes that does not run.
     source.stop();
     source.set_capability("return-path", return_path);
     source.set_capability("multifd", how == How::DataChannels);
@@ -108,7 +107,6 @@ fn attempt(binary: &Binary, how: How) -> Result<(), LostTrack> {
     source.migrate(&recv.listening());
     source.completed();
     recv.succeeds();
-    source.kept_track()?;
     let seen = Seen::of(&mut source, &scratch);
 
     let mut destination = setup.destination("destination");
@@ -122,7 +120,6 @@ fn attempt(binary: &Binary, how: How) -> Result<(), LostTrack> {
     send.succeeds();
     assert_eq!(send.last_json()["confirmed"], return_path);
     seen.lives_on_in(&mut destination, &scratch);
-    Ok(())
 }
 
 #[test]
