@@ -2,10 +2,12 @@
 
 use std::{
     future::Future,
+    num::NonZero,
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::time::{ClockId, clock_gettime};
@@ -57,7 +59,7 @@ impl<T: Send + 'static> Lane<T> {
                         outcome = &mut serve => outcome,
                     }
                 });
-                migration.statistics.lanes_cpu_us.add(thread_cpu_micros());
+                migration.statistics.lanes_cpu_us.add(micros(thread_cpu()));
                 // Whoever dropped the lane does not ask.
                 let _nobody = tell.send(outcome);
             })
@@ -100,10 +102,20 @@ impl<T> Drop for Lane<T> {
 }
 
 /// Processor time of the thread that asks, since it began.
-fn thread_cpu_micros() -> u64 {
+pub(super) fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    let micros = time.tv_sec * 1_000_000 + time.tv_nsec / 1000;
-    u64::try_from(micros).unwrap_or(0)
+    // A time since the thread began: neither part is negative.
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// As the statistics count it.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How many processors this process may use; 1 if nobody can say.
+pub(super) fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 #[cfg(test)]

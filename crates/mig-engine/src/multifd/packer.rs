@@ -1,9 +1,7 @@
 //! Compresses the pages of packets, where they are compressed (docs/wire/ram.md §9.6).
 
 use std::{
-    num::NonZero,
     ops::RangeInclusive,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -11,6 +9,7 @@ use mig_compress::{Budget, Compressor, Level, MAX_SAMPLE_BYTES, choose_level, pa
 use mig_proto::multifd::{Method, PACKET_PAGES};
 use mig_ram::PAGE_SIZE;
 
+use super::lane::processors;
 use crate::{
     error::{Error, Result},
     parameters::{MultifdCompression, Parameters},
@@ -93,7 +92,7 @@ impl Packing {
                 Level::new(compression, asked).map_err(|error| Error::misuse(error.to_string()))?;
             return Ok(packing);
         }
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = processors();
         let budget = Budget {
             link_bytes_per_sec: Some(parameters.max_bandwidth).filter(|rate| *rate > 0),
             workers: u32::from(parameters.multifd_channels)

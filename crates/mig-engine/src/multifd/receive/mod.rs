@@ -39,7 +39,7 @@ use self::{
     channel::DataChannel,
     device_state::{DeviceStateSender, device_states},
 };
-use super::lane::Lane;
+use super::lane::{Lane, processors};
 use crate::{
     error::{Error, Result},
     handle::Shared,
@@ -112,7 +112,7 @@ impl DataChannels {
 
     /// `placing`, as it is right for so many channels: with a thread each, they need no others for copying.
     pub(crate) fn placing(&self, placing: PlacementOptions) -> PlacementOptions {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let processors = processors();
         if placing.copying == Copying::Auto
             && (self.hub.takes_any_number() || self.hub.expected() >= processors)
         {

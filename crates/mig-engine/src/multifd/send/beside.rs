@@ -9,9 +9,7 @@
 //! (docs/wire/ram.md §9.5).
 
 use std::{
-    num::NonZero,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -28,7 +26,7 @@ use super::SendChannels;
 use crate::{
     error::{Error, Result},
     handle::Shared,
-    multifd::{Growth, Trial},
+    multifd::{Growth, Trial, lane::processors},
     parameters::Parameters,
     source::{PART_TIME, ram::RamSource},
 };
@@ -102,7 +100,7 @@ impl Beside {
         };
         let growth = match self.destination_takes_any_number().await {
             Ok(()) => {
-                let processors = thread::available_parallelism().map_or(1, NonZero::get);
+                let processors = processors();
                 Growth::new(limits, processors)
             }
             Err(why) => Growth::settled(why.to_owned()),

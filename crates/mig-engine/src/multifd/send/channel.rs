@@ -13,13 +13,12 @@ use std::{
 use mig_proto::multifd::{Hello, Method, PACKET_PAGES, PacketPages, encode};
 use mig_ram::PAGE_SIZE;
 use mig_stream::{Stream, StreamWriter};
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
 use super::{Common, Order};
 use crate::{
     error::{Error, Result},
-    multifd::packer::Packer,
+    multifd::{lane::thread_cpu, packer::Packer},
     parameters::ZeroPageDetection,
     source::pages::{Batch, Block},
 };
@@ -172,12 +171,7 @@ struct ThreadClock(Duration);
 impl ThreadClock {
     /// How much it is since the last question.
     fn more(&mut self) -> Duration {
-        let now = clock_gettime(ClockId::ThreadCPUTime);
-        // A time since the thread began: neither part is negative.
-        let now = Duration::new(
-            u64::try_from(now.tv_sec).unwrap_or(0),
-            u32::try_from(now.tv_nsec).unwrap_or(0),
-        );
+        let now = thread_cpu();
         now.saturating_sub(std::mem::replace(&mut self.0, now))
     }
 }

@@ -14,13 +14,11 @@ mod channel;
 
 use std::{
     future::poll_fn,
-    num::NonZero,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    thread,
     time::Duration,
 };
 
@@ -37,7 +35,7 @@ pub(crate) use self::beside::{Beside, Main};
 use self::channel::serve;
 use super::{
     info::{CompressionInfo, MultifdInfo},
-    lane::Lane,
+    lane::{Lane, processors},
     packer::{Packing, Spent},
 };
 use crate::{
@@ -246,7 +244,7 @@ impl SendChannels {
         let method = self.common.packing.compression().ok()??;
         let spent = *self.common.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let channels = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = processors();
         let observed = Observed {
             method,
             level: self.common.packing.level,
