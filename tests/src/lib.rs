@@ -9,7 +9,7 @@
 //!      ▼                  ▼
 //!   guest (images, memory check)      paused (guests that never run, memory of our choice)
 //! ```
-//! `lab` is what the tests of target `lab` need to know about the virtual machine they run in, `spare` an RDMA device
+//! `tls` has certificates for both. `lab` is what the tests of target `lab` need to know about the virtual machine they run in, `spare` an RDMA device
 //! that one of them may break.
 //! Everything here panics with a sentence instead of returning an error: a test has no caller who could do
 //! better. Every wait has a deadline, every child is ended by its handle, every name is unique to its test, so
@@ -28,3 +28,4 @@ pub mod scratch;
 pub mod spare;
 pub mod stream;
 pub mod tap;
+pub mod tls;

@@ -19,6 +19,7 @@ mod misfits;
 mod multifd;
 mod piped;
 mod refused;
+mod tls;
 
 use mig_tests::guard::guarded;
 use mig_tests::qemu::Release;
@@ -168,4 +169,18 @@ macro_rules! cases {
 misfits! {
     installed_multifd: Installed;
     unpacked_multifd: Unpacked;
+}
+
+mod tls_between_qemus {
+    use super::*;
+
+    #[test]
+    fn installed_to_unpacked() {
+        guarded(|| tls::between_qemus::works(Release::Installed, Release::Unpacked));
+    }
+
+    #[test]
+    fn unpacked_to_installed() {
+        guarded(|| tls::between_qemus::works(Release::Unpacked, Release::Installed));
+    }
 }

@@ -1,0 +1,2 @@
+//! TLS.
+pub(crate) mod between_qemus;
