@@ -1,0 +1,212 @@
+//! One TLS connection as a machine over bytes: no I/O, no clock, no waiting, no lock that outlives a call.
+//!
+//! ```text
+//!                 record of the peer            bytes to send
+//!   Handshake ◀──── advance(record, out) ─────▶ out          until Step::Done
+//!       │ finish()
+//!       ▼
+//!   Established ─┬─ open: Box<dyn Open>   one record in, its plaintext at the same place     (reading task)
+//!                └─ seal: Box<dyn Seal>   plaintext in, records out                          (writing task)
+//! ```
+//!
+//! The session cuts the byte stream into records, so an engine always gets exactly one whole record: five bytes of header
+//! and what they announce, at most [`MAX_RECORD_BYTES`]. Opening and sealing are two objects because two tasks, even on two
+//! runtimes, use them at the same time; an engine that has one state for both (OpenSSL) shares it between the two behind a
+//! lock of its own, held during a call only.
+//!
+//! When opening makes TLS want to write (the answer to a key update, an alert), `open` says so in [`Opened::owes`] or
+//! fails; the session then calls [`Seal::settle`] from whichever task it is in, so those bytes leave even if nobody writes.
+//!
+//! Errors: a handshake answers [`mig_transport::Error`], precise about names and blame. A record that cannot be opened or
+//! sealed answers an `io::Error` that carries one (`Error::into_io`), and the connection is unusable from then on.
+
+use std::{collections::VecDeque, io, ops::Range};
+
+use mig_transport::Result;
+
+/// Bytes before the body of a record: type, version, length.
+pub(crate) const HEADER_BYTES: usize = 5;
+/// Most plaintext in one record (RFC 8446 §5.1, RFC 5246 §6.2.1).
+pub(crate) const MAX_PLAINTEXT_BYTES: usize = 1 << 14;
+/// The longest record there is, header included: TLS 1.2 allows 2048 bytes of expansion, TLS 1.3 256.
+pub(crate) const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_PLAINTEXT_BYTES + 2048;
+
+/// A connection whose keys are not agreed yet.
+pub(crate) trait Handshake: Send {
+    /// Takes one whole record of the peer and appends to `out` what has to go to it. The first call has no record: a
+    /// client says its hello then, a server nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why there will be no connection, in words that name names. What was appended to `out` before (an alert) should still
+    /// be sent.
+    fn advance(&mut self, record: Option<&mut [u8]>, out: &mut Vec<u8>) -> Result<Step>;
+
+    /// What was agreed. Called once, after [`Step::Done`]; everything in `out` was or will be sent before anything that is
+    /// sealed.
+    fn finish(self: Box<Self>) -> Result<Established>;
+}
+
+/// How far a handshake is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The peer has to say something.
+    More,
+    /// Both ends have all they need; the next record of the peer is for [`Open`].
+    Done,
+}
+
+/// A connection whose keys are agreed.
+pub(crate) struct Established {
+    /// For the task that reads.
+    pub(crate) open: Box<dyn Open>,
+    /// For the task that writes.
+    pub(crate) seal: Box<dyn Seal>,
+    /// Who the other end is.
+    pub(crate) peer: Peer,
+    /// Version and cipher suite, for messages: `TLS 1.3, AES_128_GCM_SHA256`.
+    pub(crate) agreed: String,
+}
+
+/// What the other end proved to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// It showed a certificate that was verified; this is the end-entity one, DER.
+    Certificate(Vec<u8>),
+    /// It knows the key of this identity (TLS-PSK).
+    Key(String),
+    /// Nothing was asked of it.
+    Anonymous,
+}
+
+/// Makes plaintext of records.
+pub(crate) trait Open: Send {
+    /// Decrypts one whole record in place.
+    ///
+    /// # Errors
+    ///
+    /// An `io::Error` carrying [`mig_transport::Error`]: a record that fails its authentication, a broken rule, an alert of
+    /// the peer. Nothing of such a record may be used. [`Seal::settle`] then has the alert, if one is due.
+    fn open(&mut self, record: &mut [u8]) -> io::Result<Opened>;
+}
+
+/// What was in a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// What it means for whoever reads.
+    pub(crate) what: Content,
+    /// TLS itself has something to say now: call [`Seal::settle`].
+    pub(crate) owes: bool,
+}
+
+/// See [`Opened`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Plaintext, now at this place within the record's own bytes; may be empty.
+    Data(Range<usize>),
+    /// Something between the two TLS ends: a ticket, a key update.
+    Internal,
+    /// The peer's close_notify: nothing comes any more, and that is authentic.
+    Closed,
+}
+
+/// Makes records of plaintext.
+pub(crate) trait Seal: Send {
+    /// Encrypts 1 to [`MAX_PLAINTEXT_BYTES`] bytes as one record, after whatever TLS itself owes.
+    fn seal(&mut self, plaintext: &[u8], out: &mut Records) -> io::Result<()>;
+
+    /// Adds what TLS itself owes; nothing, if it owes nothing.
+    fn settle(&mut self, out: &mut Records) -> io::Result<()>;
+
+    /// Adds a close_notify, after whatever TLS itself owes. Nothing is sealed afterwards.
+    fn close(&mut self, out: &mut Records) -> io::Result<()>;
+
+    /// Changes the sending keys from here on and, if `ask`, asks the peer to do the same. An engine or version that cannot
+    /// does nothing.
+    fn refresh(&mut self, ask: bool, out: &mut Records) -> io::Result<()>;
+}
+
+/// Finished records on their way out, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    queue: VecDeque<Vec<u8>>,
+    /// Bytes of the first one that were sent.
+    skip: usize,
+    bytes: usize,
+}
+
+impl Records {
+    /// Appends bytes of one or more whole records, by taking them.
+    pub(crate) fn push(&mut self, records: Vec<u8>) {
+        if !records.is_empty() {
+            self.bytes += records.len();
+            self.queue.push_back(records);
+        }
+    }
+
+    /// Bytes not sent yet.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether everything was sent.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The bytes not sent yet, as the pieces of one gathered write; answers how many pieces of `into` are used.
+    pub(crate) fn pieces<'a>(&'a self, into: &mut [io::IoSlice<'a>]) -> usize {
+        let mut skip = self.skip;
+        let mut used = 0;
+        for (piece, record) in into.iter_mut().zip(&self.queue) {
+            *piece = io::IoSlice::new(&record[skip..]);
+            skip = 0;
+            used += 1;
+        }
+        used
+    }
+
+    /// Forgets the first `n` bytes, which were sent.
+    pub(crate) fn advance(&mut self, mut n: usize) {
+        assert!(n <= self.bytes, "sent {n} of {} bytes", self.bytes);
+        self.bytes -= n;
+        while let Some(first) = self.queue.front() {
+            let left = first.len() - self.skip;
+            if n < left {
+                self.skip += n;
+                return;
+            }
+            n -= left;
+            self.skip = 0;
+            self.queue.pop_front();
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_leave_in_order_however_they_are_cut() {
+        let mut records = Records::default();
+        for record in [&b"abc"[..], b"", b"defg", b"h"] {
+            records.push(record.to_vec());
+        }
+        let mut left = Vec::new();
+        for n in [1, 2, 3, 2] {
+            let mut pieces = [io::IoSlice::new(&[]); 2];
+            let used = records.pieces(&mut pieces);
+            let all: Vec<u8> = pieces[..used].iter().flat_map(|piece| piece.to_vec()).collect();
+            left.extend_from_slice(&all[..n]);
+            records.advance(n);
+        }
+        assert_eq!(left, b"abcdefgh");
+        assert!(records.is_empty());
+    }
+}

@@ -1,0 +1,3 @@
+//! One TLS connection around one channel.
+
+pub(crate) mod engine;
