@@ -1,0 +1,121 @@
+//! Distinguished names, written as GnuTLS writes them, so that a rule copied from a QEMU set-up fits.
+//!
+//! RFC 4514: the most specific attribute first, the reverse of the order in the certificate, parts joined by `,` without a
+//! space, attributes of one multi-valued part by `+`:
+//!
+//! ```text
+//!   CN=laptop.example.com,O=Example Home,L=London,ST=London,C=GB
+//! ```
+//!
+//! `,` `+` `"` `\` `<` `>` `;`, a `#` or space at the beginning and a space at the end of a value have a `\` before them.
+//! An attribute that GnuTLS has no name for is its object identifier and `#` with the value's DER in hexadecimal.
+
+use std::fmt::{self, Write};
+
+use x509_parser::{
+    asn1_rs::{Any, ToDer},
+    x509::{AttributeTypeAndValue, X509Name},
+};
+
+/// Names of attributes as certtool prints them; found with a certificate that has them all (`tests` below).
+const NAMES: &[(&str, &str)] = &[
+    ("2.5.4.3", "CN"),
+    ("2.5.4.4", "surName"),
+    ("2.5.4.5", "serialNumber"),
+    ("2.5.4.6", "C"),
+    ("2.5.4.7", "L"),
+    ("2.5.4.8", "ST"),
+    ("2.5.4.9", "street"),
+    ("2.5.4.10", "O"),
+    ("2.5.4.11", "OU"),
+    ("2.5.4.12", "title"),
+    ("2.5.4.13", "description"),
+    ("2.5.4.15", "businessCategory"),
+    ("2.5.4.17", "postalCode"),
+    ("2.5.4.41", "name"),
+    ("2.5.4.42", "givenName"),
+    ("2.5.4.43", "initials"),
+    ("2.5.4.44", "generationQualifier"),
+    ("2.5.4.46", "dnQualifier"),
+    ("2.5.4.65", "pseudonym"),
+    ("0.9.2342.19200300.100.1.1", "UID"),
+    ("0.9.2342.19200300.100.1.25", "DC"),
+    ("1.2.840.113549.1.9.1", "EMAIL"),
+    ("1.3.6.1.4.1.311.60.2.1.3", "jurisdictionOfIncorporationCountryName"),
+];
+
+/// A name in parts, each already written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DistinguishedName {
+    parts: Vec<String>,
+}
+
+impl DistinguishedName {
+    pub(crate) fn of(name: &X509Name<'_>) -> Self {
+        let mut parts: Vec<String> = name
+            .iter_rdn()
+            .map(|rdn| rdn.iter().map(attribute).collect::<Vec<_>>().join("+"))
+            .collect();
+        parts.reverse();
+        Self { parts }
+    }
+
+    /// From what was printed. Parts end at a comma without a `\` before it.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut parts = vec![String::new()];
+        let mut escaped = false;
+        for character in text.chars() {
+            if character == ',' && !escaped {
+                parts.push(String::new());
+                continue;
+            }
+            escaped = character == '\\' && !escaped;
+            let last = parts.last_mut().expect("it began with one and never lost it");
+            last.push(character);
+        }
+        Self { parts }
+    }
+
+    pub(crate) fn parts(&self) -> &[String] {
+        &self.parts
+    }
+}
+
+impl fmt::Display for DistinguishedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.parts.join(","))
+    }
+}
+
+fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
+    let oid = attribute.attr_type().to_id_string();
+    let name = NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name);
+    match (name, attribute.as_str()) {
+        (Some(name), Ok(value)) => format!("{name}={}", escape(value)),
+        _ => format!("{oid}=#{}", hexadecimal(attribute.attr_value())),
+    }
+}
+
+fn escape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    let last = value.chars().count().saturating_sub(1);
+    for (at, character) in value.chars().enumerate() {
+        let special = matches!(character, ',' | '+' | '"' | '\\' | '<' | '>' | ';')
+            || (at == 0 && matches!(character, '#' | ' '))
+            || (at == last && character == ' ');
+        if special {
+            out.push('\\');
+        }
+        out.push(character);
+    }
+    out
+}
+
+/// Tag, length and value.
+fn hexadecimal(value: &Any<'_>) -> String {
+    let der = value.to_der_vec().unwrap_or_default();
+    der.iter().fold(String::new(), |mut out, byte| {
+        write!(out, "{byte:02x}").expect("a String takes everything");
+        out
+    })
+}
