@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   rule    =  ["allow " | "deny "] what             without a verdict: allow
-//!   what    =  "dn:" PATTERN                         the distinguished name, as certtool and QEMU print it
+//!   what    =  "dn:" PATTERN                         the distinguished name, as QEMU's rules have it
 //!           |  "san:dns:" | "san:uri:" | "san:email:" PATTERN
 //!           |  "san:ip:" ADDRESS ["/" BITS]
 //!           |  "psk:" PATTERN                        a user of keys.psk (TLS-PSK has no certificates)
@@ -19,9 +19,9 @@
 //! of a DNS name. A part of a distinguished name that is only `*` stands for any number of parts. `\*` is the character.
 //!
 //! ```text
-//!   dn:CN=src1,O=Example            that name
-//!   dn:CN=*.example.com,O=Example   any first label; nothing before, between or after
-//!   dn:CN=src1,*                    whatever follows
+//!   dn:O=Example,CN=src1            that name, in the order of the certificate: the reverse of what certtool prints
+//!   dn:O=Example,CN=*.example.com   any such host; nothing before, between or after
+//!   dn:*,CN=src1                    whatever comes before
 //!   san:dns:*.rack7.example         a.rack7.example, not a.b.rack7.example; letters of either case
 //!   san:uri:spiffe://example/mig/*  anything after, slashes too: a URI is one part
 //!   san:ip:192.0.2.0/24             any address of that network
@@ -138,7 +138,14 @@ impl Authorization {
         match self.rules.iter().find(|rule| rule.what.fits(&source)) {
             Some(rule) if rule.allows => Ok(()),
             Some(rule) => refused(format!("{source}: the rule \"{}\" denies it", rule.text)),
-            None => refused(format!("{source}: no rule allows it")),
+            None => match self.rules.iter().find(|rule| rule.what.fits_reversed(&source)) {
+                Some(rule) => refused(format!(
+                    "{source}: no rule allows it; the rule \"{}\" has the parts in the reverse order, as certtool prints \
+                     them",
+                    rule.text
+                )),
+                None => refused(format!("{source}: no rule allows it")),
+            },
         }
     }
 }
@@ -231,11 +238,11 @@ impl What {
         let name = DistinguishedName::parse(pattern);
         match name.parts().iter().find(|part| *part != "*" && !part.contains('=')) {
             Some(part) if part.trim() != part || part.is_empty() => Err(format!(
-                "a distinguished name is like CN=src1,O=Example, and {part:?} is no part of one; a comma in a value is \
+                "a distinguished name is like O=Example,CN=src1, and {part:?} is no part of one; a comma in a value is \
                  written \\,"
             )),
             Some(part) => Err(format!(
-                "a distinguished name is like CN=src1,O=Example, and {part:?} has no attribute before it (a comma in a value \
+                "a distinguished name is like O=Example,CN=src1, and {part:?} has no attribute before it (a comma in a value \
                  is written \\,)"
             )),
             None => match name.parts().iter().skip(1).find(|part| part.starts_with(' ')) {
@@ -273,6 +280,16 @@ impl What {
                 fits_all(pattern.parts(), facts.subject.parts())
             }
             (_, Source::Certificate(facts)) => facts.names.iter().any(|name| self.fits_name(name)),
+        }
+    }
+
+    /// A mistake that everybody makes once.
+    fn fits_reversed(&self, source: &Source<'_>) -> bool {
+        match (self, source) {
+            (Self::Dn(pattern), Source::Certificate(facts)) => {
+                fits_all(pattern.reversed().parts(), facts.subject.parts())
+            }
+            _ => false,
         }
     }
 

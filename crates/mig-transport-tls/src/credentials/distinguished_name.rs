@@ -1,23 +1,25 @@
-//! Distinguished names, written as GnuTLS writes them, so that a rule copied from a QEMU set-up fits.
+//! Distinguished names, written as QEMU hands them to `tls-authz`, so that a rule of a QEMU set-up works here unchanged.
 //!
-//! RFC 4514: the most specific attribute first, the reverse of the order in the certificate, parts joined by `,` without a
-//! space, attributes of one multi-valued part by `+`:
+//! The parts in the order of the certificate, which mostly has the most general one first, joined by `,` without a space;
+//! attributes of one multi-valued part joined by `+`:
 //!
 //! ```text
-//!   CN=laptop.example.com,O=Example Home,L=London,ST=London,C=GB
+//!   C=GB,ST=London,L=London,O=Example Home,CN=laptop.example.com
 //! ```
 //!
-//! `,` `+` `"` `\` `<` `>` `;`, a `#` or space at the beginning and a space at the end of a value have a `\` before them.
-//! An attribute that GnuTLS has no name for is its object identifier and `#` with the value's DER in hexadecimal.
+//! That is the reverse of what certtool prints and of RFC 4514's order (CN first). A QEMU whose rules deny a certificate
+//! logs the name in its order, and so do we. `,` `+` `"` `\` `<` `>` `;`, a `#` or space at the beginning and a space at
+//! the end of a value have a `\` before them. An attribute that GnuTLS has no name for is its object identifier and `#`
+//! with the value's DER in hexadecimal.
 
 use std::fmt::{self, Write};
 
 use x509_parser::{
     asn1_rs::{Any, ToDer},
-    x509::{AttributeTypeAndValue, X509Name},
+    x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name},
 };
 
-/// Names of attributes as certtool prints them; found with a certificate that has them all (`tests` below).
+/// Names of attributes as QEMU 7.2 and 10.0 log them; found with a certificate that has them all (`tests` below).
 const NAMES: &[(&str, &str)] = &[
     ("2.5.4.3", "CN"),
     ("2.5.4.4", "surName"),
@@ -52,12 +54,10 @@ pub(crate) struct DistinguishedName {
 
 impl DistinguishedName {
     pub(crate) fn of(name: &X509Name<'_>) -> Self {
-        let mut parts: Vec<String> = name
-            .iter_rdn()
-            .map(|rdn| rdn.iter().map(attribute).collect::<Vec<_>>().join("+"))
-            .collect();
-        parts.reverse();
-        Self { parts }
+        let part = |rdn: &RelativeDistinguishedName<'_>| {
+            rdn.iter().map(attribute).collect::<Vec<_>>().join("+")
+        };
+        Self { parts: name.iter_rdn().map(part).collect() }
     }
 
     /// From what was printed. Parts end at a comma without a `\` before it.
@@ -74,6 +74,11 @@ impl DistinguishedName {
             last.push(character);
         }
         Self { parts }
+    }
+
+    /// The same in the other order, which certtool prints.
+    pub(crate) fn reversed(&self) -> Self {
+        Self { parts: self.parts.iter().rev().cloned().collect() }
     }
 
     pub(crate) fn parts(&self) -> &[String] {
@@ -118,4 +123,37 @@ fn hexadecimal(value: &Any<'_>) -> String {
         write!(out, "{byte:02x}").expect("a String takes everything");
         out
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+    use crate::credentials::{CertificateFacts, DistinguishedName};
+
+    /// `(certificate, what QEMU 7.2.22 and 10.0.13 said of it)`: "TLS x509 authz check for … is denied". Made with OpenSSL,
+    /// the first one with every attribute that GnuTLS might know and every character that might need a `\`.
+    const SEEN: [(&str, &str); 2] = [
+        (include_str!("testdata/every-attribute.pem"), include_str!("testdata/every-attribute.dn")),
+        (include_str!("testdata/multi-valued.pem"), include_str!("testdata/multi-valued.dn")),
+    ];
+
+    #[test]
+    fn names_are_written_as_qemu_writes_them() {
+        for (pem, wanted) in SEEN {
+            let certificate =
+                CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
+            let facts = CertificateFacts::of(&certificate).expect("a certificate");
+            let wanted = wanted.trim_end_matches('\n');
+            assert_eq!(facts.subject.to_string(), wanted);
+            assert_eq!(DistinguishedName::parse(wanted), facts.subject);
+        }
+    }
+
+    #[test]
+    fn an_escaped_comma_separates_nothing() {
+        let name = DistinguishedName::parse(r"CN=a\,b,O=c\\,OU=d");
+        assert_eq!(name.parts(), [r"CN=a\,b", r"O=c\\", "OU=d"]);
+        assert_eq!(name.reversed().to_string(), r"OU=d,O=c\\,CN=a\,b");
+    }
 }
