@@ -395,3 +395,6 @@ impl fmt::Display for Authorization {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

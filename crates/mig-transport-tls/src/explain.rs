@@ -258,9 +258,7 @@ impl Explainer {
         let other = self.other();
         let refused = format!("{other} refused our certificate ({})", self.own_certificate());
         let what = match alert {
-            A::CertificateRequired | A::NoCertificate | A::HandshakeFailure
-                if self.shows_nothing() =>
-            {
+            A::CertificateRequired | A::NoCertificate if self.shows_nothing() => {
                 let files = "client-cert.pem and client-key.pem";
                 let what = format!(
                     "{}: {other} wants a certificate, and {} has no client-cert.pem; put {files} there, of a CA that the \
@@ -305,8 +303,15 @@ impl Explainer {
                 )
             }
             A::HandshakeFailure | A::InsufficientSecurity => format!(
-                "{other} found no cipher or key exchange in common: is it set to the same kind of credentials (x509, psk, \
-                 anon)? See the priority of its credentials"
+                "{other} found no cipher or key exchange in common{}: is it set to the same kind of credentials (x509, psk, \
+                 anon)? See the priority of its credentials",
+                match self.shows_nothing() {
+                    true => format!(
+                        ", or it wants a certificate, and {} has no client-cert.pem",
+                        self.file("")
+                    ),
+                    false => String::new(),
+                }
             ),
             A::UnrecognisedName => format!("{other} has no certificate for the name we asked for"),
             A::UnknownPSKIdentity => format!("{other} does not know our user name in its keys.psk"),
@@ -365,17 +370,23 @@ impl Explainer {
     }
 }
 
-/// The alert's name in RFC 8446 §6, near enough to be searched for.
+/// The alert's name in RFC 8446 §6, near enough to be searched for; the number of one without.
 fn name(alert: AlertDescription) -> String {
-    let words = format!("{alert:?}");
+    if let AlertDescription::Unknown(number) = alert {
+        return number.to_string();
+    }
+    let words: Vec<char> = format!("{alert:?}").chars().collect();
     let mut out = String::with_capacity(words.len() + 4);
-    let mut after_lower = false;
-    for character in words.chars() {
-        if after_lower && character.is_ascii_uppercase() {
+    for (at, character) in words.iter().enumerate() {
+        let follows_lower = at > 0 && words[at - 1].is_ascii_lowercase();
+        let begins_word = at > 0 && words.get(at + 1).is_some_and(char::is_ascii_lowercase);
+        if character.is_ascii_uppercase() && (follows_lower || begins_word) {
             out.push('_');
         }
-        after_lower = character.is_ascii_lowercase();
         out.push(character.to_ascii_lowercase());
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

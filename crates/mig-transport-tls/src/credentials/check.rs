@@ -330,6 +330,10 @@ fn check_chain(
         Err(rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => Ok(()),
+        // What its purpose is was looked at; "any" is left, which GnuTLS takes.
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        )) => Ok(()),
         Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => Err(place.wrong(
             &format!("the certificate of {subject} was issued by {issuer}, which no certificate in {CA_FILE} leads to"),
             "take both from the same CA, and put intermediate CAs after the certificate in this file",

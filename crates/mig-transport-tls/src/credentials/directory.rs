@@ -160,7 +160,8 @@ impl PemFile {
         } else {
             "it holds nothing in PEM".into()
         };
-        misuse(format!("{}: no {wanted} in it; {found}", self.path.display()))
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        misuse(format!("{}: no {wanted} in it, {found}; {}", self.path.display(), purpose(name)))
     }
 
     /// Loud and no more, as QEMU takes such a file without a word: where users share a group, 0640 can be on purpose.
@@ -236,4 +237,30 @@ fn purpose(name: &str) -> &'static str {
 
 pub(crate) fn misuse(what: String) -> Error {
     Error::Misuse { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not over a real file: root may read everything.
+    #[test]
+    fn a_file_that_may_not_be_read_is_named() {
+        let error =
+            unreadable(Path::new("DIR/server-key.pem"), &io::ErrorKind::PermissionDenied.into());
+        assert_eq!(
+            error.to_string(),
+            "DIR/server-key.pem: cannot be read: permission denied; run as its owner, or give this user the right to read it"
+        );
+    }
+
+    #[test]
+    fn a_fifo_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ca-cert.pem");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success());
+        let error = read_bounded(&path, 1).expect_err("not a file");
+        assert!(error.to_string().ends_with("not a regular file"), "{error}");
+    }
 }

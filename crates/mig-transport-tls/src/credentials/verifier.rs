@@ -27,7 +27,7 @@ impl Witness {
         self.0.get()
     }
 
-    fn keep(&self, certificate: &CertificateDer<'_>) {
+    pub(crate) fn keep(&self, certificate: &CertificateDer<'_>) {
         // A connection has one certificate; the first is it.
         let _kept = self.0.set(certificate.clone().into_owned());
     }

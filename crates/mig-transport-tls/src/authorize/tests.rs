@@ -1,0 +1,245 @@
+//! The table of rules and names: what fits, what does not, and what is said then.
+
+use rcgen::{CertificateParams, DnType, SanType};
+
+use super::Authorization;
+use crate::{
+    session::engine::Peer,
+    testing::{Site, client_params, key},
+};
+
+/// A certificate with this name, in this order, and these SANs: `dns:`, `ip:`, `uri:`, `email:`.
+fn source(name: &[(DnType, &str)], alternative: &[&str]) -> Peer {
+    let site = Site::new();
+    let mut params: CertificateParams = client_params("");
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    for (kind, value) in name {
+        params.distinguished_name.push(kind.clone(), *value);
+    }
+    let ia5 = |text: &str| text.try_into().expect("ASCII");
+    params.subject_alt_names = alternative
+        .iter()
+        .map(|name| match name.split_once(':').expect("a kind") {
+            ("dns", name) => SanType::DnsName(ia5(name)),
+            ("ip", address) => SanType::IpAddress(address.parse().expect("an address")),
+            ("uri", uri) => SanType::URI(ia5(uri)),
+            ("email", address) => SanType::Rfc822Name(ia5(address)),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let certificate = params.signed_by(&key(), &site.ca).expect("a certificate");
+    Peer::Certificate(certificate.der().to_vec())
+}
+
+fn laptop() -> Peer {
+    source(
+        &[
+            (DnType::CountryName, "GB"),
+            (DnType::OrganizationName, "Example, Home"),
+            (DnType::CommonName, "laptop.example.com"),
+        ],
+        &[
+            "dns:laptop.example.com",
+            "dns:*.pool.example.com",
+            "ip:192.0.2.7",
+            "ip:2001:db8::7",
+            "uri:spiffe://example/mig/src1",
+            "email:a@b.example",
+        ],
+    )
+}
+
+fn allows(rule: &str, peer: &Peer) -> bool {
+    Authorization::parse([rule]).expect("a rule").check(peer).is_ok()
+}
+
+#[test]
+fn a_rule_fits_what_it_says_and_nothing_else() {
+    let laptop = laptop();
+    for fits in [
+        "any",
+        "allow any",
+        r"dn:C=GB,O=Example\, Home,CN=laptop.example.com",
+        r"allow   dn:C=GB,O=Example\, Home,CN=laptop.example.com",
+        r"dn:C=GB,O=Example\, Home,CN=*.example.com",
+        r"dn:C=GB,O=*,CN=*",
+        "dn:*",
+        "dn:*,CN=laptop.example.com",
+        "dn:C=GB,*",
+        "dn:*,O=Ex*,*",
+        "dn:C=*,*,CN=lap*com",
+        r"dn:*,C=GB,*,O=Example\, Home,CN=*,*",
+        "san:dns:laptop.example.com",
+        "san:dns:LAPTOP.Example.com",
+        "san:dns:*.example.com",
+        "san:dns:lap*.*.com",
+        r"san:dns:\*.pool.example.com",
+        "san:ip:192.0.2.7",
+        "san:ip:192.0.2.0/24",
+        "san:ip:0.0.0.0/0",
+        "san:ip:2001:db8::/32",
+        "san:ip:2001:DB8:0::7",
+        "san:ip:::/1",
+        "san:uri:spiffe://example/mig/src1",
+        "san:uri:spiffe://example/*",
+        "san:email:*@b.example",
+    ] {
+        assert!(allows(fits, &laptop), "{fits}");
+    }
+    for other in [
+        r"dn:C=GB,O=Example\, Home,CN=laptop.example.co",
+        r"dn:C=GB,O=Example\, Home,CN=Laptop.example.com",
+        r"dn:C=GB,O=Example\, Home",
+        "dn:CN=laptop.example.com",
+        "dn:C=GB,*,O=*",
+        "dn:CN=*",
+        "dn:*,CN=*,*,C=*",
+        "san:dns:example.com",
+        "san:dns:laptop.example.co",
+        "san:dns:*.com",
+        "san:dns:*",
+        r"san:dns:laptop\*.example.com",
+        "san:ip:192.0.2.8",
+        "san:ip:192.0.3.0/24",
+        "san:ip:2001:db9::/32",
+        "san:ip:8000::/1",
+        "san:uri:spiffe://example/mig/src",
+        "san:uri:SPIFFE://example/mig/src1",
+        "san:email:a@b.exampl",
+        "psk:laptop.example.com",
+        "psk:*",
+    ] {
+        assert!(!allows(other, &laptop), "{other}");
+    }
+}
+
+/// Whoever may choose the common name must not be able to write the rest of a name into it.
+#[test]
+fn a_value_cannot_forge_its_neighbours() {
+    let forger =
+        source(&[(DnType::CommonName, "src1,O=Example"), (DnType::OrganizationName, "Evil")], &[]);
+    assert!(allows(r"dn:CN=src1\,O=Example,O=Evil", &forger));
+    assert!(!allows("dn:CN=*,O=Example", &forger));
+    assert!(!allows("dn:CN=*,O=Example,O=Evil", &forger));
+    let forger = source(&[(DnType::CommonName, "x,O=Example")], &[]);
+    assert!(!allows("dn:CN=*,O=Example", &forger));
+    assert!(!allows("dn:*,O=Example", &forger));
+    let forger = source(&[(DnType::CommonName, r"x\")], &["dns:a.evil.example"]);
+    assert!(allows(r"dn:CN=x\\", &forger));
+    assert!(!allows("san:dns:*.example", &forger), "one label, as in certificates");
+}
+
+#[test]
+fn the_first_rule_that_fits_decides() {
+    let laptop = laptop();
+    let check = |rules: &[&str]| Authorization::parse(rules).expect("rules").check(&laptop).is_ok();
+    assert!(check(&["deny san:dns:other", "allow any"]));
+    assert!(!check(&["deny san:dns:laptop.example.com", "allow any"]));
+    assert!(check(&["allow san:dns:laptop.example.com", "deny any"]));
+    assert!(!check(&["san:dns:other", "san:dns:another"]));
+}
+
+#[test]
+fn users_of_keys_have_rules_of_their_own() {
+    let user = Peer::Key("qemu".into());
+    assert!(allows("psk:qemu", &user));
+    assert!(allows("psk:q*", &user));
+    assert!(!allows("psk:qem", &user));
+    assert!(!allows("dn:*", &user));
+    assert!(!allows("san:dns:qemu", &user));
+    assert!(allows("any", &user));
+}
+
+#[test]
+fn a_refusal_tells_who_came() {
+    let told = |rule: &str, peer: &Peer| {
+        Authorization::parse([rule, "allow san:dns:x"])
+            .expect("rules")
+            .check(peer)
+            .expect_err("refused")
+            .to_string()
+    };
+    let who = r"C=GB,O=Example\, Home,CN=laptop.example.com (dns:laptop.example.com, dns:*.pool.example.com, ip:192.0.2.7, ip:2001:db8::7, uri:spiffe://example/mig/src1, email:a@b.example)";
+    let laptop = laptop();
+    assert_eq!(told("dn:CN=x", &laptop), format!("not authorised: {who}: no rule allows it"));
+    assert_eq!(
+        told("deny san:ip:192.0.2.0/24", &laptop),
+        format!("not authorised: {who}: the rule \"deny san:ip:192.0.2.0/24\" denies it")
+    );
+    assert_eq!(
+        told("dn:CN=laptop.example.com,*,C=GB", &laptop),
+        format!(
+            "not authorised: {who}: no rule allows it; the rule \"dn:CN=laptop.example.com,*,C=GB\" has the parts in the \
+             reverse order, as certtool prints them"
+        )
+    );
+    assert_eq!(
+        told("any", &Peer::Anonymous),
+        "not authorised: the source showed no certificate that the rules could be held against"
+    );
+    assert_eq!(
+        told("any", &Peer::Certificate(vec![1, 2, 3])),
+        "not authorised: the source's certificate cannot be read"
+    );
+    assert_eq!(
+        told("psk:x", &Peer::Key("a\u{1b}b".into())),
+        r"not authorised: the user a\u{1b}b of keys.psk: no rule allows it"
+    );
+}
+
+#[test]
+fn rules_come_from_files() {
+    let site = Site::new();
+    let path = site.path().join("rules");
+    let rule = format!("file:{}", path.display());
+    site.write("rules", "# who may come\n\ndeny san:ip:192.0.2.7\r\n  allow any  \n");
+    assert!(!allows(&rule, &laptop()));
+    let rules = Authorization::parse(["san:dns:laptop.example.com", rule.as_str()]).expect("rules");
+    assert!(rules.check(&laptop()).is_ok(), "in the order given");
+
+    let wrong = |text: &str| {
+        site.write("rules", text);
+        site.told(&Authorization::parse([rule.as_str()]).expect_err("refused"))
+    };
+    assert!(
+        wrong("any\ndns:x\n")
+            .starts_with("DIR/rules: line 2: authorisation rule \"dns:x\": write dn:NAME")
+    );
+    assert!(
+        wrong("file:/x\n").contains(
+            "line 1: authorisation rule \"file:/x\": a file of rules cannot name another"
+        )
+    );
+    assert!(wrong("").starts_with("no authorisation rule allows anybody"));
+    assert!(wrong(&"any\n".repeat(10_001)).starts_with("10001 authorisation rules"));
+    std::fs::write(&path, [0xff]).expect("written");
+    assert!(wrong("deny any").starts_with("no authorisation rule allows anybody"));
+    std::fs::remove_file(&path).expect("removed");
+    let error = Authorization::parse([rule.as_str()]).expect_err("none");
+    assert!(site.told(&error).starts_with("DIR/rules: no such file"), "{error}");
+}
+
+#[test]
+fn what_is_no_rule_is_refused_with_the_right_form() {
+    let told = |rule: &str| Authorization::parse([rule]).expect_err(rule).to_string();
+    for (rule, part) in [
+        ("", "write dn:NAME"),
+        ("laptop.example.com", "write dn:NAME"),
+        ("CN=laptop", "write dn:NAME"),
+        ("san:laptop", "write dn:NAME"),
+        ("san:dns:", "nothing follows the colon"),
+        ("permit any", "write dn:NAME"),
+        ("dn:", "is no part of one"),
+        ("dn:laptop", "has no attribute before it"),
+        ("dn:CN=a, O=b", "no space follows a comma: write \"O=b\""),
+        ("dn:CN=a,b", "has no attribute before it"),
+        ("san:ip:laptop", "is no IPv4 or IPv6 address"),
+        ("san:ip:192.0.2.0/33", "is not a number of bits from 0 to 32"),
+        ("san:ip:2001:db8::/x", "is not a number of bits from 0 to 128"),
+        ("deny any", "no authorisation rule allows anybody"),
+        ("deny file:/x", "write file:PATH alone"),
+    ] {
+        assert!(told(rule).contains(part), "{rule}: {}", told(rule));
+    }
+    assert!(Authorization::parse::<[&str; 0]>([]).is_err());
+}
