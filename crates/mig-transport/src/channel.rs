@@ -6,7 +6,7 @@
 
 use std::{
     fmt,
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -311,6 +311,20 @@ impl AsyncWrite for Sender {
         self.shutdown.check(Half::Sender, cx)?;
         let outcome = Pin::new(&mut *self.half).poll_write(cx, bytes);
         self.shutdown.explain(outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.shutdown.check(Half::Sender, cx)?;
+        let outcome = Pin::new(&mut *self.half).poll_write_vectored(cx, pieces);
+        self.shutdown.explain(outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.half.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

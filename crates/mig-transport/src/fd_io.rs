@@ -9,7 +9,7 @@
 )]
 
 use std::{
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
     sync::{
@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 use crate::{
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, SendHalf},
-    gather::{Gather, moved, receive_from},
+    gather::{Gather, moved, raw_send, receive_from},
     region::{Region, RegionSlice},
     shutdown::ForceShutdown,
     sigpipe::without_sigpipe,
@@ -395,6 +395,29 @@ impl AsyncWrite for FdSendHalf {
                 }
             }
         })
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let io = self.io()?;
+        // More pieces than the kernel takes at a call wait for the next one.
+        let (start, count) = (pieces.as_ptr().cast(), pieces.len().min(libc::UIO_MAXIOV as usize));
+        io.poll_io(cx, Interest::WRITABLE, || match io.kind {
+            // SAFETY: `IoSlice` has the layout of `iovec`; there are at least `count` of them, each readable during the
+            // call.
+            FdKind::Socket => unsafe { raw_send(io.raw(), start, count, 0) },
+            FdKind::Pipe => {
+                // SAFETY: as above.
+                without_sigpipe(|| moved(unsafe { libc::writev(io.raw(), start, count as _) }))
+            }
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

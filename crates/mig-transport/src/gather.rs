@@ -389,7 +389,7 @@ impl Gather {
 /// # Safety
 ///
 /// `iov` points to `count` initialised entries describing readable memory.
-unsafe fn raw_send(
+pub(crate) unsafe fn raw_send(
     fd: RawFd,
     iov: *const libc::iovec,
     count: usize,

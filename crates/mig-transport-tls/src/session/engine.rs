@@ -22,7 +22,7 @@
 
 use std::{collections::VecDeque, io, ops::Range};
 
-use mig_transport::Result;
+use mig_transport::{Error, Result};
 
 /// Bytes before the body of a record: type, version, length.
 pub(crate) const HEADER_BYTES: usize = 5;
@@ -45,6 +45,21 @@ pub(crate) trait Handshake: Send {
     /// What was agreed. Called once, after [`Step::Done`]; everything in `out` was or will be sent before anything that is
     /// sealed.
     fn finish(self: Box<Self>) -> Result<Established>;
+}
+
+/// What is said about a connection that does not come about. An engine may know better and answer its own words.
+pub(crate) trait Words: Send + Sync {
+    /// TLS gave up, during the handshake or, on an alert of the peer, after it.
+    fn failed(&self, error: &rustls::Error) -> Error;
+
+    /// The peer closed the connection during the handshake; whether it had said anything.
+    fn ended(&self, spoke: bool) -> Error;
+
+    /// The peer does not speak TLS at all, if its first bytes show that.
+    fn not_tls(&self, first_bytes: &[u8]) -> Option<Error>;
+
+    /// What it probably means when the connection ends after the handshake before anything was received over it.
+    fn hung_up_hint(&self) -> &'static str;
 }
 
 /// How far a handshake is.
@@ -74,6 +89,10 @@ pub(crate) enum Peer {
     /// It showed a certificate that was verified; this is the end-entity one, DER.
     Certificate(Vec<u8>),
     /// It knows the key of this identity (TLS-PSK).
+    #[cfg_attr(
+        not(any(feature = "tls-psk", test)),
+        expect(dead_code, reason = "rustls has no PSK")
+    )]
     Key(String),
     /// Nothing was asked of it.
     Anonymous,
@@ -122,8 +141,20 @@ pub(crate) trait Seal: Send {
     fn close(&mut self, out: &mut Records) -> io::Result<()>;
 
     /// Changes the sending keys from here on and, if `ask`, asks the peer to do the same. An engine or version that cannot
-    /// does nothing.
-    fn refresh(&mut self, ask: bool, out: &mut Records) -> io::Result<()>;
+    /// does nothing. (An engine does it by itself before keys wear out.)
+    #[cfg(test)]
+    fn refresh(&mut self, _ask: bool, _out: &mut Records) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// How often the sending keys have changed.
+    #[cfg(test)]
+    fn key_changes(&self) -> u64 {
+        0
+    }
+
+    /// Tells the peer, if the engine can, that it is refused for what it is (alert access_denied), and ends this direction.
+    fn refuse(&mut self, out: &mut Records) -> io::Result<()>;
 }
 
 /// Finished records on their way out, in order.
@@ -142,11 +173,6 @@ impl Records {
             self.bytes += records.len();
             self.queue.push_back(records);
         }
-    }
-
-    /// Bytes not sent yet.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Whether everything was sent.

@@ -1,0 +1,62 @@
+//! What can be chosen about TLS beside the credentials.
+
+use std::{sync::Arc, time::Duration};
+
+use mig_transport::Result;
+use rustls::pki_types::CertificateDer;
+
+use crate::{
+    authorize::Authorization,
+    credentials::{CertificateFacts, printable},
+    session::{Admit, engine::Peer},
+};
+
+/// How long the other end may take to agree, from the first byte to the last one of the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes that may run at a time at one listener. Each holds a descriptor and some 50 KiB; a rightful source needs a few
+/// round trips.
+const MAX_HANDSHAKES: usize = 64;
+
+/// See the fields; the default is right nearly always.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TlsOptions {
+    /// How long a handshake may take; 10 seconds.
+    pub handshake: Duration,
+    /// Handshakes that may run at a time beside accepting; 64. One more, and the oldest that has not said a word is dropped,
+    /// or the oldest of all.
+    pub max_handshakes: usize,
+    /// At a destination: which of the sources whose certificate was verified may come. `None` is all of them. Has no
+    /// meaning at a source.
+    pub authorization: Option<Authorization>,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self { handshake: HANDSHAKE, max_handshakes: MAX_HANDSHAKES, authorization: None }
+    }
+}
+
+impl TlsOptions {
+    /// The same with something changed; for callers outside this crate.
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// Decides about who showed itself, and names it.
+    pub(crate) fn admit(&self) -> Arc<Admit> {
+        let authorization = self.authorization.clone();
+        Arc::new(move |peer: &Peer| -> Result<Option<String>> {
+            if let Some(authorization) = &authorization {
+                authorization.check(peer)?;
+            }
+            Ok(match peer {
+                Peer::Certificate(der) => CertificateFacts::of(&CertificateDer::from(&der[..]))
+                    .map(|facts| printable(&facts.subject.to_string())),
+                Peer::Key(user) => Some(printable(user)),
+                Peer::Anonymous => None,
+            })
+        })
+    }
+}

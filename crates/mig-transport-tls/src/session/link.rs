@@ -1,0 +1,303 @@
+//! The writing side of a connection, which both tasks reach.
+//!
+//! ```text
+//!   writing task ── plaintext ─▶ Seal ─▶ Records ─▶ the channel's sender
+//!   reading task ── "TLS owes something" ─▶ ┘          │ would block: wakes both
+//! ```
+//! Mostly the writing task has it for itself, and its lock is free. When reading makes TLS want to write, the reading task
+//! writes: otherwise an answer to a key update would wait until somebody sends. A channel's sender wakes one waker only, the
+//! last that asked, so it is always asked with one that wakes both tasks; neither steals the other's wake-up.
+//!
+//! What was sealed but not sent is bounded: at most [`BATCH_BYTES`] of plaintext in records, and what TLS itself has to say.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker, ready},
+};
+
+use atomic_waker::AtomicWaker;
+use mig_transport::Sender;
+use tokio::io::AsyncWrite;
+
+use super::engine::{MAX_PLAINTEXT_BYTES, Records, Seal};
+
+/// Plaintext sealed at a time, and sent in one system call: sixteen records.
+pub(crate) const BATCH_BYTES: usize = 16 * MAX_PLAINTEXT_BYTES;
+/// Pieces of one write: a batch and what TLS itself says before and behind it.
+const PIECES: usize = 32;
+
+/// What both halves share.
+pub(crate) struct Link {
+    side: Mutex<WriteSide>,
+    /// The reading task has something to send that did not leave yet.
+    owes: AtomicBool,
+    tasks: Arc<Tasks>,
+    /// Wakes both tasks.
+    both: Waker,
+}
+
+/// The tasks at the two halves.
+#[derive(Default)]
+struct Tasks {
+    reading: AtomicWaker,
+    writing: AtomicWaker,
+}
+
+impl Wake for Tasks {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.reading.wake();
+        self.writing.wake();
+    }
+}
+
+impl Link {
+    pub(crate) fn new(seal: Box<dyn Seal>, sender: Sender) -> Arc<Self> {
+        let tasks = Arc::new(Tasks::default());
+        Arc::new(Self {
+            side: Mutex::new(WriteSide {
+                seal,
+                records: Records::default(),
+                sender: Some(sender),
+                plaintext: vec![0; MAX_PLAINTEXT_BYTES],
+                state: State::Open,
+            }),
+            owes: AtomicBool::new(false),
+            both: Waker::from(Arc::clone(&tasks)),
+            tasks,
+        })
+    }
+
+    /// For the writing task: `step` with a context that wakes both.
+    pub(crate) fn write<T>(
+        &self,
+        cx: &Context<'_>,
+        step: impl FnOnce(&mut WriteSide, &mut Context<'_>) -> T,
+    ) -> T {
+        self.tasks.writing.register(cx.waker());
+        step(&mut self.lock(), &mut Context::from_waker(&self.both))
+    }
+
+    /// For the reading task: TLS has something to say because of what was read.
+    pub(crate) fn settle(&self, cx: &Context<'_>) {
+        self.owes.store(true, Ordering::Release);
+        self.settle_rest(cx);
+    }
+
+    /// For the reading task, whenever it is polled: sends what did not leave the last time.
+    pub(crate) fn settle_rest(&self, cx: &Context<'_>) {
+        if !self.owes.load(Ordering::Acquire) {
+            return;
+        }
+        self.tasks.reading.register(cx.waker());
+        let outcome = self.lock().poll_settle(&mut Context::from_waker(&self.both));
+        // A failure is the writing task's to tell: reading goes on for as long as something comes.
+        if outcome.is_ready() {
+            self.owes.store(false, Ordering::Release);
+        }
+    }
+
+    /// The writing half is gone: says goodbye if that can be done at once, and ends the direction.
+    pub(crate) fn hang_up(&self) {
+        let mut side = self.lock();
+        let nobody = Waker::noop();
+        let goodbye = std::pin::pin!(tokio::task::unconstrained(std::future::poll_fn(|cx| {
+            side.poll_close_notify(cx)
+        })));
+        let said = goodbye.poll(&mut Context::from_waker(nobody));
+        if said.is_pending() {
+            tracing::debug!("a TLS connection is closed with data that the channel did not take");
+        }
+        side.sender = None;
+        side.records.clear();
+        side.state = State::Ended;
+    }
+
+    /// Changes the sending keys now; the update leaves with the next flush.
+    #[cfg(test)]
+    pub(crate) fn refresh(&self, ask: bool) -> io::Result<()> {
+        let side = &mut *self.lock();
+        side.seal.refresh(ask, &mut side.records)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn key_changes(&self) -> u64 {
+        self.lock().seal.key_changes()
+    }
+
+    /// See [`SendHalf::rehome`](mig_transport::SendHalf::rehome).
+    pub(crate) fn rehome(&self) -> io::Result<()> {
+        match &mut self.lock().sender {
+            Some(sender) => sender.rehome(),
+            None => Err(ended()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WriteSide> {
+        self.side.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is written with.
+pub(crate) struct WriteSide {
+    seal: Box<dyn Seal>,
+    records: Records,
+    /// `None` once the half was dropped.
+    sender: Option<Sender>,
+    /// One record's worth on its way from guest memory, which nobody may encrypt in place.
+    plaintext: Vec<u8>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// A close_notify is among the records, or has left.
+    Closing,
+    /// The channel's sender was shut down, or dropped.
+    Ended,
+    /// The channel failed in the middle of a record.
+    Failed,
+}
+
+impl WriteSide {
+    /// Seals what `next` puts into the buffer it is given, until that is nothing or a batch is full, and sends as much of it
+    /// as the channel takes now. Waits, before that, until the last batch has left.
+    pub(crate) fn poll_seal(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut next: impl FnMut(&mut [u8]) -> usize,
+    ) -> Poll<io::Result<usize>> {
+        self.check_open()?;
+        ready!(self.poll_drain(cx))?;
+        let mut sealed = 0;
+        while sealed < BATCH_BYTES {
+            let n = next(&mut self.plaintext);
+            if n == 0 {
+                break;
+            }
+            self.seal.seal(&self.plaintext[..n], &mut self.records)?;
+            sealed += n;
+        }
+        if let Poll::Ready(outcome) = self.poll_drain(cx) {
+            outcome?;
+        }
+        Poll::Ready(Ok(sealed))
+    }
+
+    /// Like [`poll_seal`](Self::poll_seal) for bytes that lie still: they are encrypted from where they are.
+    pub(crate) fn poll_seal_slice(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check_open()?;
+        ready!(self.poll_drain(cx))?;
+        let bytes = &bytes[..bytes.len().min(BATCH_BYTES)];
+        for plaintext in bytes.chunks(MAX_PLAINTEXT_BYTES) {
+            self.seal.seal(plaintext, &mut self.records)?;
+        }
+        if let Poll::Ready(outcome) = self.poll_drain(cx) {
+            outcome?;
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    /// Everything sealed so far leaves, with what TLS itself owes.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.state {
+            // The end took everything with it.
+            State::Ended => Poll::Ready(Ok(())),
+            _ => self.poll_settle(cx),
+        }
+    }
+
+    /// The orderly end: close_notify, then the end of the channel's own direction.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.state == State::Ended && self.sender.is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        if self.state != State::Ended {
+            ready!(self.poll_close_notify(cx))?;
+            self.state = State::Ended;
+        }
+        // Polled until it is done: a child may have to be waited for.
+        match &mut self.sender {
+            Some(sender) => Pin::new(sender).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.state == State::Failed || self.state == State::Ended {
+            return Poll::Ready(Err(self.why_closed()));
+        }
+        self.seal.settle(&mut self.records)?;
+        ready!(self.poll_drain(cx))?;
+        match &mut self.sender {
+            Some(sender) => Pin::new(sender).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_close_notify(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.state {
+            State::Open => {
+                self.seal.close(&mut self.records)?;
+                self.state = State::Closing;
+            }
+            State::Closing => {}
+            State::Ended | State::Failed => return Poll::Ready(Err(self.why_closed())),
+        }
+        self.poll_settle(cx)
+    }
+
+    /// Many records a call.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.records.is_empty() {
+            let Some(sender) = &mut self.sender else { return Poll::Ready(Err(ended())) };
+            let mut pieces = [IoSlice::new(&[]); PIECES];
+            let used = self.records.pieces(&mut pieces);
+            let outcome = ready!(Pin::new(sender).poll_write_vectored(cx, &pieces[..used]));
+            let sent = match outcome {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                other => other,
+            };
+            match sent {
+                Ok(sent) => self.records.advance(sent),
+                Err(error) => {
+                    self.state = State::Failed;
+                    self.records.clear();
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn check_open(&self) -> io::Result<()> {
+        if self.state == State::Open { Ok(()) } else { Err(self.why_closed()) }
+    }
+
+    fn why_closed(&self) -> io::Error {
+        match self.state {
+            State::Failed => io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "this direction of the TLS connection failed before",
+            ),
+            _ => ended(),
+        }
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "this direction of the TLS connection was ended")
+}

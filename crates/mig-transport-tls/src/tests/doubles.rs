@@ -1,0 +1,151 @@
+//! Channels and ends for the tests: real sockets without an address, and TLS between them.
+
+use std::{
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use mig_transport::{
+    Capabilities, Channel, Connector, Endpoint, Error, FdIo, FdKind, Listener, Result,
+};
+use tokio::{io::Interest, sync::mpsc};
+
+use crate::{
+    ClientCredentials, ExpectedName, ServerCredentials, TlsConnector, TlsListener, TlsOptions,
+    session::{self, Link, Role, Terms},
+    testing::Site,
+};
+
+/// The ends of a connected socket pair, the second one as a bare socket.
+pub(crate) fn half_open() -> (Channel, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    (socket_channel(ours), theirs)
+}
+
+pub(crate) fn socket_channel(socket: UnixStream) -> Channel {
+    let io = FdIo::new(socket.into(), FdKind::Socket, Interest::READABLE | Interest::WRITABLE);
+    let endpoint = Endpoint { transport: "socket", local: "here".into(), peer: "there".into() };
+    io.expect("inside a runtime").socket_channel(Capabilities::socket(), endpoint)
+}
+
+pub(crate) fn socket_pair() -> (Channel, Channel) {
+    let (first, second) = half_open();
+    (first, socket_channel(second))
+}
+
+/// Gives the channels it was given, in turn.
+#[derive(Default)]
+pub(crate) struct Ready(Mutex<Vec<Channel>>);
+
+impl Ready {
+    pub(crate) fn of(channel: Channel) -> Box<Self> {
+        Box::new(Self(Mutex::new(vec![channel])))
+    }
+}
+
+#[async_trait]
+impl Connector for Ready {
+    async fn connect(&self) -> Result<Channel> {
+        let next = self.0.lock().expect("no test panicked").pop();
+        next.ok_or_else(|| Error::Misuse { what: "no channel is left".into() })
+    }
+}
+
+/// Whoever is sent here has connected. Without a sender nobody comes any more.
+pub(crate) struct Door(mpsc::UnboundedReceiver<Channel>);
+
+impl Door {
+    pub(crate) fn new() -> (mpsc::UnboundedSender<Channel>, Box<Self>) {
+        let (knock, door) = mpsc::unbounded_channel();
+        (knock, Box::new(Self(door)))
+    }
+}
+
+#[async_trait]
+impl Listener for Door {
+    async fn accept(&mut self) -> Result<Channel> {
+        let next = self.0.recv().await;
+        next.ok_or_else(|| Error::Misuse { what: "nobody comes any more".into() })
+    }
+
+    fn local_addresses(&self) -> Vec<String> {
+        vec!["door:1".into()]
+    }
+}
+
+/// Both ends' credentials of one CA.
+#[derive(Clone)]
+pub(crate) struct Ends {
+    pub(crate) site: Arc<Site>,
+    pub(crate) options: TlsOptions,
+}
+
+impl Ends {
+    pub(crate) fn new() -> Self {
+        Self { site: Arc::new(Site::complete()), options: TlsOptions::default() }
+    }
+
+    pub(crate) fn connector(&self, channel: Channel) -> TlsConnector {
+        self.connector_to("localhost", channel)
+    }
+
+    pub(crate) fn connector_to(&self, host: &str, channel: Channel) -> TlsConnector {
+        let credentials = ClientCredentials::x509(self.site.path()).expect("sound credentials");
+        let name = self.name(host);
+        TlsConnector::new(Ready::of(channel), credentials, name, self.options.clone())
+            .expect("two ways, no hooks")
+    }
+
+    pub(crate) fn listener(&self, inner: Box<dyn Listener>) -> TlsListener {
+        let credentials =
+            ServerCredentials::x509(self.site.path(), true).expect("sound credentials");
+        TlsListener::new(inner, credentials, self.options.clone())
+    }
+
+    /// A listener to which `channel` has just connected.
+    pub(crate) fn listener_of(&self, channel: Channel) -> TlsListener {
+        let (knock, door) = Door::new();
+        knock.send(channel).expect("the door is there");
+        self.listener(door)
+    }
+
+    /// Source and destination, agreed, each with the means to change its keys.
+    pub(crate) async fn links(
+        &self,
+        (ours, theirs): (Channel, Channel),
+    ) -> ((Channel, Arc<Link>), (Channel, Arc<Link>)) {
+        let credentials = ClientCredentials::x509(self.site.path()).expect("sound credentials");
+        let name = self.name("localhost");
+        let begin = |endpoint: &_| session::source(&credentials, &name, endpoint);
+        let source = session::negotiate_link(ours, begin, self.terms(Role::Source));
+        let credentials =
+            ServerCredentials::x509(self.site.path(), true).expect("sound credentials");
+        let begin = |endpoint: &_| session::destination(&credentials, endpoint);
+        let destination = session::negotiate_link(theirs, begin, self.terms(Role::Destination));
+        let (source, destination) = tokio::join!(source, destination);
+        (source.expect("connects"), destination.expect("accepts"))
+    }
+
+    fn terms(&self, role: Role) -> Terms {
+        Terms {
+            role,
+            deadline: self.options.handshake,
+            admit: self.options.admit(),
+            heard: Arc::default(),
+        }
+    }
+
+    pub(crate) fn name(&self, host: &str) -> ExpectedName {
+        let address = mig_transport::MigrationAddress::parse("unix:/x").expect("an address");
+        ExpectedName::of(&address.into_address(), Some(host)).expect("a name")
+    }
+
+    /// Source and destination, agreed.
+    pub(crate) async fn pair(&self, (ours, theirs): (Channel, Channel)) -> (Channel, Channel) {
+        let connector = self.connector(ours);
+        let mut listener = self.listener_of(theirs);
+        let (source, destination) = tokio::join!(connector.connect(), listener.accept());
+        (source.expect("connects"), destination.expect("accepts"))
+    }
+}
