@@ -338,12 +338,24 @@ async fn look_at(channel: Channel, first_byte: Duration) -> Result<Arrival> {
             reader.consume(Hello::LEN);
             Arrival::Data(hello, (stream, reader))
         }),
-        FirstBytes::Other => Err(Error::peer_misbehaved(format!(
-            "not a migration stream: it begins with {:02x?} instead of \"QEVM\"",
-            &reader.buffer()[..reader.buffer().len().min(4)]
-        ))),
+        FirstBytes::Other => Err(no_stream(reader.buffer())),
     }
     .map_err(|error| error.on(name.as_str()).at(0))
+}
+
+/// What comes is neither a main channel nor a data channel. One stranger is worth knowing: the source that is set to TLS, whose
+/// first record is a handshake (22) of version 3.x.
+fn no_stream(first: &[u8]) -> Error {
+    match first {
+        [0x16, 0x03, ..] => Error::peer_incompatible(
+            "the source speaks TLS, and a plain stream is expected here: give this end credentials too (tls-creds, \
+             --tls-creds DIR), or turn TLS off at the source",
+        ),
+        _ => Error::peer_misbehaved(format!(
+            "not a migration stream: it begins with {:02x?} instead of \"QEVM\"",
+            &first[..first.len().min(4)]
+        )),
+    }
 }
 
 fn hello(reader: &mut StreamReader) -> Result<Hello> {
@@ -352,4 +364,19 @@ fn hello(reader: &mut StreamReader) -> Result<Hello> {
         mig_proto::Fault::PeerMisbehaved => Error::peer_misbehaved(error.to_string()),
         _ => Error::peer_incompatible(error.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_speaks_tls_is_recognised() {
+        let error = no_stream(&[0x16, 0x03, 0x01, 0x02, 0x00]);
+        assert_eq!(error.blame(), Blame::PeerIncompatible);
+        assert!(error.to_string().contains("the source speaks TLS"), "{error}");
+        let error = no_stream(b"GET / HTTP/1.1");
+        assert_eq!(error.blame(), Blame::PeerMisbehaved);
+        assert!(error.to_string().contains("it begins with [47, 45, 54, 20]"), "{error}");
+    }
 }
