@@ -18,6 +18,8 @@ mod session;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "trial")]
+pub mod trial;
 
 pub use crate::{
     authorize::Authorization,

@@ -7,6 +7,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
     SerialNumber, date_time_ymd,
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 /// A CA and the directory that it issues into.
 pub(crate) struct Site {
@@ -87,6 +88,11 @@ impl Site {
 
 pub(crate) fn key() -> KeyPair {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key")
+}
+
+/// The first certificate in PEM.
+pub(crate) fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
 
 pub(crate) fn ca_params(name: &str) -> CertificateParams {
