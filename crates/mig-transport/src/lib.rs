@@ -36,7 +36,7 @@ pub use crate::{
     fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
     gather::{Gather, GatherFull},
     hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePages, WindowReason},
-    region::{OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
+    region::{COMPARED, OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
     shutdown::{ForceShutdown, ShutdownHandle},
     zero_copy::{ZeroCopy, ZeroCopyLimits, ZeroCopyReport},
 };

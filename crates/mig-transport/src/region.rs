@@ -90,6 +90,22 @@ impl dyn Region + '_ {
         Ok(())
     }
 
+    /// Copies [`COMPARED`] bytes out from `offset` and compares them, on the way, with as many of `other` from `other_offset`:
+    /// bit `n` of the answer is set if block `n` of 64 bytes differs. Both come out of main memory side by side, once, and
+    /// what lies one page further on in both is asked for meanwhile.
+    pub fn copy_out_compared(
+        &self,
+        offset: usize,
+        into: &mut [u8; COMPARED],
+        other: &dyn Region,
+        other_offset: usize,
+    ) -> Result<u64, OutOfRegion> {
+        let from = self.checked(offset, COMPARED)?;
+        let with = other.checked(other_offset, COMPARED)?;
+        // SAFETY: as in `copy_out_at`; of `with`, as many bytes are read.
+        Ok(unsafe { copy_compared(from.as_ptr(), into.as_mut_ptr(), with.as_ptr()) })
+    }
+
     /// Sets `len` bytes from `offset` to zero.
     pub fn zero_at(&self, offset: usize, len: usize) -> Result<(), OutOfRegion> {
         let to = self.checked(offset, len)?;
@@ -108,6 +124,9 @@ impl dyn Region + '_ {
         }
     }
 }
+
+/// How much [`copy_out_compared`](#method.copy_out_compared) takes at a time: 64 blocks of 64 bytes, a page.
+pub const COMPARED: usize = 64 * 64;
 
 /// An offset and a length that do not fit a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -263,6 +282,96 @@ unsafe fn copy_streaming(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
+/// [`copy`] of `COMPARED` bytes, with a bit for each block of 64 that is not as in `with`.
+///
+/// # Safety
+///
+/// As for `copy`; `with` is mapped for as many bytes.
+#[cfg(target_arch = "x86_64")]
+unsafe fn copy_compared(from: *const u8, to: *mut u8, with: *const u8) -> u64 {
+    let mut differs = 0_u64;
+    // SAFETY: the loop reads and writes just the ranges the caller vouches for and leaves nothing changed but the registers
+    // named; a prefetch of what is not mapped does nothing. Opaque to the compiler, as in `copy`.
+    unsafe {
+        std::arch::asm!(
+            "pxor {zero}, {zero}",
+            "2:",
+            "movdqu {p}, [{from} + {at}]",
+            "movdqu {q}, [{from} + {at} + 16]",
+            "movdqu {r}, [{from} + {at} + 32]",
+            "movdqu {s}, [{from} + {at} + 48]",
+            "movdqu {t}, [{with} + {at}]",
+            "movdqu {u}, [{with} + {at} + 16]",
+            "movdqu {v}, [{with} + {at} + 32]",
+            "movdqu {w}, [{with} + {at} + 48]",
+            "prefetcht0 [{from} + {at} + 4096]",
+            "prefetcht0 [{with} + {at} + 4096]",
+            "movdqu [{to} + {at}], {p}",
+            "movdqu [{to} + {at} + 16], {q}",
+            "movdqu [{to} + {at} + 32], {r}",
+            "movdqu [{to} + {at} + 48], {s}",
+            "pxor {p}, {t}",
+            "pxor {q}, {u}",
+            "pxor {r}, {v}",
+            "pxor {s}, {w}",
+            "por {p}, {q}",
+            "por {r}, {s}",
+            "por {p}, {r}",
+            "pcmpeqb {p}, {zero}",
+            "pmovmskb {bit:e}, {p}",
+            // 0 for an equal block, 1 for another.
+            "xor {bit:e}, 0xffff",
+            "neg {bit:e}",
+            "sbb {bit}, {bit}",
+            "and {bit:e}, 1",
+            "or {differs}, {bit}",
+            "ror {differs}, 1",
+            "add {at}, 64",
+            "cmp {at}, {len}",
+            "jne 2b",
+            from = in(reg) from,
+            to = in(reg) to,
+            with = in(reg) with,
+            len = const COMPARED,
+            at = inout(reg) 0_usize => _,
+            differs = inout(reg) differs,
+            bit = out(reg) _,
+            zero = out(xmm_reg) _,
+            p = out(xmm_reg) _,
+            q = out(xmm_reg) _,
+            r = out(xmm_reg) _,
+            s = out(xmm_reg) _,
+            t = out(xmm_reg) _,
+            u = out(xmm_reg) _,
+            v = out(xmm_reg) _,
+            w = out(xmm_reg) _,
+            options(nostack),
+        );
+    }
+    differs
+}
+
+/// [`copy`] of `COMPARED` bytes, with a bit for each block of 64 that is not as in `with`.
+///
+/// # Safety
+///
+/// As for `copy`; `with` is mapped for as many bytes.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy_compared(from: *const u8, to: *mut u8, with: *const u8) -> u64 {
+    let mut differs = 0;
+    for block in 0..64 {
+        let (mut ours, mut theirs) = ([0; 64], [0; 64]);
+        // SAFETY: block by block, the ranges that the caller vouches for; the copies lie on the stack.
+        unsafe {
+            copy(from.add(block * 64), ours.as_mut_ptr(), 64);
+            copy(with.add(block * 64), theirs.as_mut_ptr(), 64);
+            copy(ours.as_ptr(), to.add(block * 64), 64);
+        }
+        differs |= u64::from(ours != theirs) << block;
+    }
+    differs
+}
+
 /// Copies without telling the compiler anything about the bytes.
 ///
 /// # Safety
@@ -380,6 +489,28 @@ mod tests {
         part.zero();
         all.copy_out(&mut seen);
         assert_eq!(seen, [0; 17]);
+    }
+
+    #[test]
+    fn a_page_is_compared_on_its_way_out() {
+        const AT: usize = 72;
+        let ours: Arc<dyn Region> = VecRegion::zeroed(COMPARED + AT);
+        let theirs: Arc<dyn Region> = VecRegion::zeroed(COMPARED);
+        let bytes: Vec<u8> = (0..COMPARED).map(|at| (at % 251) as u8).collect();
+        ours.copy_in_at(AT, &bytes).unwrap();
+        theirs.copy_in_at(0, &bytes).unwrap();
+        let mut seen = [0; COMPARED];
+        let mut compared = || ours.copy_out_compared(AT, &mut seen, &*theirs, 0).unwrap();
+        assert_eq!(compared(), 0);
+        let mut expected = 0;
+        for changed in [0, 63, 64, 1000, 2047, 4095] {
+            theirs.copy_in_at(changed, &[bytes[changed] ^ 0x80]).unwrap();
+            expected |= 1 << (changed / 64);
+            assert_eq!(compared(), expected, "byte {changed}");
+        }
+        assert_eq!(seen[..], bytes[..]);
+        assert!(ours.copy_out_compared(AT + 1, &mut seen, &*theirs, 0).is_err());
+        assert!(ours.copy_out_compared(AT, &mut seen, &*theirs, 1).is_err());
     }
 
     /// Long aligned ones may go another way than short or odd ones.

@@ -47,14 +47,23 @@ const SHORT: usize = 16;
 ///
 /// If `old` and `new` are not of one length.
 pub fn encode(old: &[u8], new: &[u8], out: &mut [u8]) -> Encoded {
-    assert_eq!(old.len(), new.len(), "two copies of one page");
-    let limit = out.len().min(new.len());
-    let mut writer = Writer { new, out: &mut out[..limit], len: 0, same_from: 0 };
-    match runs(old, new, &mut writer) {
-        None => Encoded::Overflow,
-        Some(()) if writer.len == 0 => Encoded::Unchanged,
-        Some(()) => Encoded::Delta(writer.len),
-    }
+    let mut writer = Writer::new(old, new, out);
+    let whole = runs(old, new, &mut writer);
+    writer.encoded(whole)
+}
+
+/// [`encode()`] for who knows already where the pages differ: bit `n` of `changed` is set if block `n` of 64 bytes does. The
+/// other blocks are not looked at; what `old` has there does not matter.
+///
+/// # Panics
+///
+/// If `old` and `new` are not of one length, in whole blocks, 64 at most.
+pub fn encode_changed(old: &[u8], new: &[u8], changed: u64, out: &mut [u8]) -> Encoded {
+    let blocks = new.as_chunks::<BLOCK>();
+    assert!(blocks.1.is_empty() && blocks.0.len() <= u64::BITS as usize, "one bit a block");
+    let mut writer = Writer::new(old, new, out);
+    let whole = changed_runs(old, new, changed, &mut writer);
+    writer.encoded(whole)
 }
 
 /// Hands all runs of changed bytes to the writer, until one does not fit.
@@ -75,6 +84,27 @@ fn runs(old: &[u8], new: &[u8], writer: &mut Writer<'_>) -> Option<()> {
         open.block(new.len() - new_tail.len(), changed_bits(&old_last, &new_last), writer)?;
     }
     if open.changed { writer.run(open.from, new.len()) } else { Some(()) }
+}
+
+/// The same, of blocks that have a bit in `changed`.
+fn changed_runs(old: &[u8], new: &[u8], mut changed: u64, writer: &mut Writer<'_>) -> Option<()> {
+    let (old_blocks, _) = old.as_chunks::<BLOCK>();
+    let (new_blocks, _) = new.as_chunks::<BLOCK>();
+    let mut open = Open { changed: false, from: 0 };
+    let mut next = 0;
+    while changed != 0 {
+        let index = changed.trailing_zeros() as usize;
+        changed &= changed - 1;
+        if open.changed && index > next {
+            open.block(next * BLOCK, 0, writer)?;
+        }
+        open.block(index * BLOCK, changed_bits(&old_blocks[index], &new_blocks[index]), writer)?;
+        next = index + 1;
+    }
+    if open.changed {
+        writer.run(open.from, next * BLOCK)?;
+    }
+    Some(())
 }
 
 /// The run that the end of the last block cut.
@@ -145,7 +175,22 @@ struct Writer<'a> {
     same_from: usize,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(old: &[u8], new: &'a [u8], out: &'a mut [u8]) -> Self {
+        assert_eq!(old.len(), new.len(), "two copies of one page");
+        let limit = out.len().min(new.len());
+        Self { new, out: &mut out[..limit], len: 0, same_from: 0 }
+    }
+
+    /// What became of it: `whole` unless a run did not fit.
+    fn encoded(&self, whole: Option<()>) -> Encoded {
+        match whole {
+            None => Encoded::Overflow,
+            Some(()) if self.len == 0 => Encoded::Unchanged,
+            Some(()) => Encoded::Delta(self.len),
+        }
+    }
+
     /// Appends the equal bytes since the run before and the changed ones of `from..to`; nothing is
     /// returned if they do not fit.
     fn run(&mut self, from: usize, to: usize) -> Option<()> {

@@ -20,7 +20,7 @@ mod apply;
 mod encode;
 
 pub use apply::{BadDelta, apply, changed};
-pub use encode::{Encoded, encode};
+pub use encode::{Encoded, encode, encode_changed};
 
 /// Longest run that a length can tell: 14 bits.
 const MAX_RUN: usize = (1 << 14) - 1;

@@ -4,6 +4,9 @@
 //!   (block, page) ──▶ set ──▶ up to 8 slots: key, pass of its last use ──▶ 4 KiB of the slab
 //! ```
 //!
+//! Slots of the same way of neighbouring sets are neighbours in the slab: a working set that lies in one piece lies in one
+//! piece there as well, where the processor fetches ahead and translates few addresses.
+//!
 //! A working set that lies in one piece fills the slots evenly, since neighbouring pages go to neighbouring sets; the
 //! higher bits of the page number are folded in, so that pages far apart in regular steps do not meet in one set.
 //!
@@ -17,9 +20,9 @@
 use std::sync::Arc;
 
 use mig_ram::{PAGE_SIZE, RamBlock};
-use mig_transport::Region;
+use mig_transport::{OutOfRegion, Region};
 
-use crate::error::Result;
+use crate::{error::Result, source::ram::Page};
 
 /// Slots of a set: their keys are one line of the processor's cache.
 const WAYS: usize = 8;
@@ -45,12 +48,17 @@ impl Key {
 
 /// Where a page's copy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot(usize);
+pub(super) struct Slot {
+    /// Among keys and stamps, set by set.
+    index: usize,
+    /// Among the pages of the slab, way by way.
+    place: usize,
+}
 
 impl Slot {
     /// Its place in [`Cache::slab`].
     pub(super) fn offset(self) -> usize {
-        self.0 * PAGE_SIZE
+        self.place * PAGE_SIZE
     }
 }
 
@@ -95,30 +103,50 @@ impl Cache {
 
     /// Where the page is, if it is here; marks it as used in `pass`.
     pub(super) fn find(&mut self, key: Key, pass: u32) -> Option<Slot> {
-        let set = self.set(key);
-        let way = self.keys[set..set + self.ways].iter().position(|here| *here == key.0)?;
-        self.stamps[set + way] = pass;
-        Some(Slot(set + way))
+        let slots = self.slots_of(key);
+        let way = self.keys[slots.clone()].iter().position(|here| *here == key.0)?;
+        let index = slots.start + way;
+        self.stamps[index] = pass;
+        Some(self.slot(index))
     }
 
     /// A slot for a page that is not here: a free one, else the one that was not used for longest, if that is longer
     /// than a pass. Its content is whatever was there.
     pub(super) fn claim(&mut self, key: Key, pass: u32) -> Option<Slot> {
-        let set = self.set(key);
-        let slots = set..set + self.ways;
+        let slots = self.slots_of(key);
         debug_assert!(!self.keys[slots.clone()].contains(&key.0), "{key:?} is here");
-        let free = slots.clone().find(|slot| self.keys[*slot] == EMPTY);
-        let slot = free.or_else(|| {
-            let oldest = slots.min_by_key(|slot| self.stamps[*slot])?;
+        let free = slots.clone().find(|index| self.keys[*index] == EMPTY);
+        let index = free.or_else(|| {
+            let oldest = slots.min_by_key(|index| self.stamps[*index])?;
             (self.stamps[oldest].saturating_add(1) < pass).then_some(oldest)
         })?;
-        self.keys[slot] = key.0;
-        self.stamps[slot] = pass;
-        Some(Slot(slot))
+        self.keys[index] = key.0;
+        self.stamps[index] = pass;
+        Some(self.slot(index))
+    }
+
+    /// Copies a page that is here too out of the guest, with a bit for each block of 64 bytes that is not as in the copy; of
+    /// the copy those blocks alone are brought into `old`.
+    pub(super) fn compare(
+        &self,
+        slot: Slot,
+        page: Page<'_>,
+        new: &mut [u8; PAGE_SIZE],
+        old: &mut [u8; PAGE_SIZE],
+    ) -> Result<u64, OutOfRegion> {
+        const BLOCK: usize = 64;
+        let changed = page.region.copy_out_compared(page.at, new, &*self.slab, slot.offset())?;
+        let mut left = changed;
+        while left != 0 {
+            let at = left.trailing_zeros() as usize * BLOCK;
+            self.slab.copy_out_at(slot.offset() + at, &mut old[at..at + BLOCK])?;
+            left &= left - 1;
+        }
+        Ok(changed)
     }
 
     /// Copies a page out.
-    pub(super) fn read(&self, slot: Slot, into: &mut [u8; PAGE_SIZE]) {
+    fn read(&self, slot: Slot, into: &mut [u8; PAGE_SIZE]) {
         self.slab.copy_out_at(slot.offset(), into).expect("the slab has a page for every slot");
     }
 
@@ -142,26 +170,32 @@ impl Cache {
     pub(super) fn resized(&self, slots: usize) -> Result<Self> {
         let mut other = Self::new(slots)?;
         let mut held: Vec<usize> =
-            (0..self.slots()).filter(|slot| self.keys[*slot] != EMPTY).collect();
-        held.sort_by_key(|slot| std::cmp::Reverse(self.stamps[*slot]));
+            (0..self.slots()).filter(|index| self.keys[*index] != EMPTY).collect();
+        held.sort_by_key(|index| std::cmp::Reverse(self.stamps[*index]));
         let mut page = [0; PAGE_SIZE];
-        for slot in held {
+        for index in held {
             // Pass 0: only where there is a free slot.
-            let Some(there) = other.claim(Key(self.keys[slot]), 0) else { continue };
-            other.stamps[there.0] = self.stamps[slot];
-            self.read(Slot(slot), &mut page);
+            let Some(there) = other.claim(Key(self.keys[index]), 0) else { continue };
+            other.stamps[there.index] = self.stamps[index];
+            self.read(self.slot(index), &mut page);
             other.write(there, &page);
         }
         Ok(other)
     }
 
-    /// The first slot of the page's set.
-    fn set(&self, key: Key) -> usize {
+    fn slot(&self, index: usize) -> Slot {
+        let (set, way) = (index / self.ways, index % self.ways);
+        Slot { index, place: way << self.set_bits | set }
+    }
+
+    /// The slots of the page's set, among keys and stamps.
+    fn slots_of(&self, key: Key) -> std::ops::Range<usize> {
         let (block, page) = (key.0 >> PAGE_BITS, key.0 & ((1 << PAGE_BITS) - 1));
         // Blocks begin at places that have nothing to do with each other.
         let start = block.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let folded = (page ^ page >> self.set_bits).wrapping_add(start);
-        (folded & ((1 << self.set_bits) - 1)) as usize * self.ways
+        let first = (folded & ((1 << self.set_bits) - 1)) as usize * self.ways;
+        first..first + self.ways
     }
 }
 

@@ -214,12 +214,14 @@ impl Xbzrle {
         let Some(slot) = found.or_else(|| self.cache.claim(key?, self.pass)) else {
             return put_page(out, continued, page, false);
         };
-        page.region.copy_out_at(page.at, &mut self.new[..]).map_err(|error| {
+        let outside = |error| {
             Error::misuse(format!("RAM block '{}': {error}", page.name.as_bytes().escape_ascii()))
-        })?;
+        };
         if found.is_some() {
-            self.cache.read(slot, &mut self.old);
-            match mig_proto::xbzrle::encode(&self.old[..], &self.new[..], &mut self.delta[..]) {
+            let changed =
+                self.cache.compare(slot, page, &mut self.new, &mut self.old).map_err(outside)?;
+            let (old, new) = (&self.old[..], &self.new[..]);
+            match mig_proto::xbzrle::encode_changed(old, new, changed, &mut self.delta[..]) {
                 Encoded::Unchanged => {
                     self.tally.pages += 1;
                     return Ok(Sent::Nothing);
@@ -234,6 +236,8 @@ impl Xbzrle {
                 }
                 Encoded::Overflow => self.tally.overflow += 1,
             }
+        } else {
+            page.region.copy_out_at(page.at, &mut self.new[..]).map_err(outside)?;
         }
         self.cache.write(slot, &self.new);
         // By reference all the same, but to the copy: that changes only when the page's turn comes again, in another pass.
