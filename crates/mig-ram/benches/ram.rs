@@ -24,11 +24,15 @@ fn main() -> Result<()> {
     bitmap();
     for backing in [Backing::Anonymous, Backing::Memfd] {
         for (mechanism, warmth) in [
+            (PlaceMechanism::HugePages, Warmth::Detect),
             (PlaceMechanism::Plain, Warmth::Warm),
             (PlaceMechanism::Plain, Warmth::Detect),
             (PlaceMechanism::Populate, Warmth::Detect),
             (PlaceMechanism::Userfault, Warmth::Detect),
         ] {
+            if mechanism == PlaceMechanism::HugePages && backing == Backing::Memfd {
+                continue;
+            }
             for copying in [Copying::Inline, Copying::Thread] {
                 if mechanism == PlaceMechanism::Userfault || copying == Copying::Inline {
                     placing(pages, mechanism, warmth, copying, backing)?;
@@ -60,7 +64,11 @@ fn median(mut of: Vec<(Duration, Duration)>) -> (f64, f64) {
 }
 
 fn fresh(pages: usize, backing: Backing) -> Result<RamBlocks> {
-    let options = BlockOptions { backing, huge_pages: HugePages::Never, max_length: None };
+    fresh_with(pages, backing, HugePages::Never)
+}
+
+fn fresh_with(pages: usize, backing: Backing, huge_pages: HugePages) -> Result<RamBlocks> {
+    let options = BlockOptions { backing, huge_pages, max_length: None };
     RamBlocks::new([RamBlock::with_options("pc.ram", (pages * PAGE_SIZE) as u64, &options)?])
 }
 
@@ -124,7 +132,10 @@ fn placing(
     let mut copying_cpu = Vec::new();
     let mut runs = Vec::new();
     for _ in 0..RUNS {
-        let memory = fresh(pages, backing)?;
+        let memory = match mechanism {
+            PlaceMechanism::HugePages => fresh_with(pages, backing, HugePages::Advise)?,
+            _ => fresh(pages, backing)?,
+        };
         if warmth == Warmth::Warm {
             memory.set().as_slice()[0].populate()?;
         }
@@ -146,6 +157,9 @@ fn placing(
     }
     let (wall, cpu) = median(runs);
     copying_cpu.sort();
+    if mechanism == PlaceMechanism::HugePages {
+        println!("the following was forced; unforced: {}", unforced(pages)?);
+    }
     println!(
         "placing, {backing:?} {warmth:?} {mechanism} {copying:?}: {wall:.2} s, {cpu:.2} s CPU ({:.2} s of it the \
          copying thread's), {:.1} GB/s",
@@ -153,6 +167,17 @@ fn placing(
         gigabytes_per_sec(pages, wall),
     );
     Ok(())
+}
+
+/// What is chosen for memory that may have huge pages, and why.
+fn unforced(pages: usize) -> Result<String> {
+    let memory = fresh_with(pages, Backing::Anonymous, HugePages::Advise)?;
+    let placement = Placement::new(&memory, PlacementOptions::default())?;
+    let info = placement.info();
+    Ok(match info.passed_over.first() {
+        Some(passed_over) => format!("{}, {passed_over}", info.mechanism),
+        None => info.mechanism.to_string(),
+    })
 }
 
 /// One thread writes a word to every page in turn; then everything is collected.

@@ -55,6 +55,7 @@ pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
     fd: Option<OwnedFd>,
+    huge_pages: HugePages,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is reached through raw pointers only.
@@ -93,7 +94,7 @@ impl Mapping {
             }
         };
         let start = NonNull::new(start.cast()).expect("mmap without MAP_FIXED never answers null");
-        let mapping = Self { start, len, fd };
+        let mapping = Self { start, len, fd, huge_pages };
         let advice = match huge_pages {
             HugePages::SystemDefault => return Ok(mapping),
             HugePages::Never => Advice::LinuxNoHugepage,
@@ -144,6 +145,16 @@ unsafe impl Region for Mapping {
         known.is_ok()
     }
 
+    fn may_have_huge_pages(&self) -> bool {
+        // Shared memory has a switch of its own.
+        let anonymous = self.fd.is_none();
+        match self.huge_pages {
+            HugePages::Never => false,
+            HugePages::Advise => anonymous && system_allows(&["[always]", "[madvise]"]),
+            HugePages::SystemDefault => anonymous && system_allows(&["[always]"]),
+        }
+    }
+
     fn expect_reads(&self, offset: usize, len: usize) {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return;
@@ -181,6 +192,19 @@ pub(crate) fn populate_write(range: &RegionSlice) -> rustix::io::Result<()> {
 /// Maps every page of `range` for reading: the zero page where nothing was written. Linux 5.14.
 pub(crate) fn populate_read(range: &RegionSlice) -> rustix::io::Result<()> {
     advise_whole_pages(range, Advice::LinuxPopulateRead)
+}
+
+/// Whether the system's setting for transparent huge pages is one of these.
+fn system_allows(settings: &[&str]) -> bool {
+    let chosen = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    chosen.is_ok_and(|chosen| settings.iter().any(|setting| chosen.contains(setting)))
+}
+
+/// Allows huge pages for `range`, or forbids them; what is there already stays as it is. Only for memory that
+/// [may have them](Region::may_have_huge_pages).
+pub(crate) fn advise_huge_pages(range: &RegionSlice, allowed: bool) -> rustix::io::Result<()> {
+    let advice = if allowed { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+    advise_whole_pages(range, advice)
 }
 
 /// Gives the memory of `range` back; it reads as zeros afterwards. Only whole host pages inside it.

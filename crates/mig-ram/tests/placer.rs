@@ -9,15 +9,19 @@ use std::sync::{
 };
 
 use mig_ram::{
-    Backing, BlockOptions, Copying, DirtyBitmap, Error, GuestMemory, PAGE_SIZE, PlaceMechanism,
-    PlacePolicy, Placement, PlacementOptions, RamBlock, RamBlocks, Warmth,
+    Backing, BlockOptions, Copying, DirtyBitmap, Error, GuestMemory, HugePages, PAGE_SIZE,
+    PlaceMechanism, PlacePolicy, Placement, PlacementOptions, RamBlock, RamBlocks, Warmth,
 };
 use mig_transport::{Blame, RegionSlice};
 
 const PAGES: usize = 500;
 
 fn memory(backing: Backing) -> RamBlocks {
-    let options = BlockOptions { backing, ..BlockOptions::default() };
+    memory_with(backing, HugePages::Never)
+}
+
+fn memory_with(backing: Backing, huge_pages: HugePages) -> RamBlocks {
+    let options = BlockOptions { backing, huge_pages, max_length: None };
     let lengths = [("pc.ram", PAGES), ("pc.bios", 16)];
     let blocks = lengths.map(|(name, pages)| {
         RamBlock::with_options(name, (pages * PAGE_SIZE) as u64, &options).unwrap()
@@ -38,19 +42,31 @@ fn at(page: usize) -> u64 {
 
 /// Runs `test` in every way that works here.
 fn each(test: impl Fn(&RamBlocks, PlacementOptions)) {
-    let mechanisms = [PlaceMechanism::Userfault, PlaceMechanism::Populate, PlaceMechanism::Plain];
+    let mechanisms = [
+        PlaceMechanism::HugePages,
+        PlaceMechanism::Userfault,
+        PlaceMechanism::Populate,
+        PlaceMechanism::Plain,
+    ];
     let policies = mechanisms.map(PlacePolicy::Only);
     for policy in policies.into_iter().chain([PlacePolicy::Best]) {
         for copying in [Copying::Inline, Copying::Thread] {
             for warmth in [Warmth::Detect, Warmth::Cold, Warmth::Warm] {
                 for backing in [Backing::Anonymous, Backing::Memfd] {
                     let options = PlacementOptions { policy, copying, warmth, staging_pages: 32 };
-                    let memory = memory(backing);
+                    let forced = policy == PlacePolicy::Only(PlaceMechanism::HugePages);
+                    if forced && (backing == Backing::Memfd || warmth == Warmth::Warm) {
+                        // Where there are none to be had: refused.
+                        continue;
+                    }
+                    let huge_pages = if forced { HugePages::Advise } else { HugePages::Never };
+                    let memory = memory_with(backing, huge_pages);
                     match Placement::new(&memory, options) {
                         Ok(placement) => drop(placement),
                         Err(error @ Error::Unavailable { .. }) => {
                             let reason = format!("{options:?}: {error}");
-                            mig_testkit::not_applicable("userfaultfd", &reason);
+                            let lacking = if forced { "huge-pages" } else { "userfaultfd" };
+                            mig_testkit::not_applicable(lacking, &reason);
                             continue;
                         }
                         Err(error) => panic!("{options:?}: {error}"),
@@ -158,6 +174,8 @@ fn memory_that_gets_zeros_only_stays_untouched() {
         // Populating ahead may go too far by as much as it was right.
         let allowed = match options.policy {
             PlacePolicy::Only(PlaceMechanism::Populate) => 64..=127,
+            // All that would be in one with them.
+            PlacePolicy::Only(PlaceMechanism::HugePages) => 64..=PAGES as u64,
             _ => 64..=64,
         };
         assert!(allowed.contains(&touched.count()), "{options:?} {touched:?}");
@@ -418,5 +436,43 @@ fn the_copying_thread_counts_its_time() {
     if placement.info().mechanism == PlaceMechanism::Userfault {
         assert!(!placement.statistics().copying_cpu.is_zero());
         assert_eq!(placement.statistics().pages_placed, PAGES as u64);
+    }
+}
+
+/// Real memory of some size that a VMM advised: whatever the trial says here, it is told, and the contents are right.
+#[test]
+fn huge_pages_are_tried_where_they_are_allowed_and_only_there() {
+    const CHUNKS: usize = 40;
+    let pages = CHUNKS * 512;
+    for huge_pages in [HugePages::Advise, HugePages::Never] {
+        let options = BlockOptions { huge_pages, ..BlockOptions::default() };
+        let block = RamBlock::with_options("pc.ram", at(pages), &options).unwrap();
+        let may = block.region().may_have_huge_pages();
+        assert!(!(may && huge_pages == HugePages::Never));
+        let memory = RamBlocks::new([block]).unwrap();
+        let placement = Placement::new(&memory, PlacementOptions::default()).unwrap();
+        let info = placement.info().clone();
+        let passed_over = info.passed_over.iter().find(|other| other.mechanism == "huge-pages");
+        match (info.mechanism, passed_over) {
+            (PlaceMechanism::HugePages, None) => assert!(may),
+            (_, Some(told)) if may => assert!(told.reason.contains(" us"), "{told}"),
+            (_, Some(told)) => assert!(told.reason.contains("not allowed"), "{told}"),
+            (other, None) => panic!("{other} without a word about huge pages"),
+        }
+        let mut placer = placement.placer().unwrap();
+        for page in (0..pages).filter(|page| page % 7 != 3) {
+            placer.place_page(0, at(page), &[page as u8 | 1; PAGE_SIZE]).unwrap();
+        }
+        placer.flush().unwrap();
+        placement.finish().unwrap();
+        let used = placement.statistics().huge_pages;
+        assert_eq!(used > 0, info.mechanism == PlaceMechanism::HugePages, "{used}");
+        // Where the mapping begins is the kernel's choice.
+        assert!(used <= CHUNKS as u64 + 1, "{used}");
+        let now = contents(&memory, 0);
+        for (page, bytes) in now.chunks(PAGE_SIZE).enumerate() {
+            let expected = if page % 7 == 3 { 0 } else { page as u8 | 1 };
+            assert!(bytes.iter().all(|byte| *byte == expected), "page {page}");
+        }
     }
 }

@@ -45,6 +45,12 @@ pub unsafe trait Region: Send + Sync {
         false
     }
 
+    /// Whether the kernel may back this memory with transparent huge pages when it is first touched. Who receives a guest tries
+    /// then whether they help, and may have memory populated that no page came for; false never does harm.
+    fn may_have_huge_pages(&self) -> bool {
+        false
+    }
+
     /// All of `len` bytes from `offset` are about to be read, and nothing may be there yet: brings it all in one go, if that is
     /// cheaper than a page fault each. It may do nothing.
     fn expect_reads(&self, offset: usize, len: usize) {

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! [`Placement`] is the destination's memory while pages arrive: what is there, how pages get in. Each channel has a
-//! [`Placer`] of its own, with its own staging. Three mechanisms, best first ([`PlaceMechanism`]); which one runs, and
+//! [`Placer`] of its own, with its own staging. Four mechanisms, best first ([`PlaceMechanism`]); which one runs, and
 //! why not a better one, is in [`Placement::info`].
 //!
 //! **While a placement runs nobody else may touch pages that have not arrived.** They are registered with userfaultfd
@@ -21,6 +21,7 @@
 //!
 //! On failure a page may be half written; the destination's memory is worthless and the guest stays on the source.
 
+mod huge;
 mod placement;
 mod staging;
 mod worker;
@@ -44,6 +45,9 @@ use crate::{
 /// A way to bring pages into memory that was never touched, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PlaceMechanism {
+    /// A huge page is populated when the first page comes that lies in it, then copies. For memory that [may have
+    /// them](mig_transport::Region::may_have_huge_pages), where they proved to be cheaper, and for as long as they are.
+    HugePages,
     /// Staged and placed with `UFFDIO_COPY`: one call allocates and fills up to 256 pages, none of them zeroed first.
     Userfault,
     /// `MADV_POPULATE_WRITE` ahead of pages that come in sequence, then copies.
@@ -56,6 +60,7 @@ impl PlaceMechanism {
     /// What reports call it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::HugePages => "huge-pages",
             Self::Userfault => "uffd-copy",
             Self::Populate => "populate-ahead",
             Self::Plain => "plain-copy",
@@ -183,6 +188,7 @@ impl Placer {
                     lane.staging.push(block, number, page);
                     return lane.submit_if_full(placement);
                 }
+                Bulk::Huge(chunks) => placement.populate_chunk(to, chunks, number),
                 Bulk::Populate => ahead.reach(block, to, number),
                 Bulk::Userfault(_) | Bulk::Plain => {}
             }
@@ -256,6 +262,7 @@ impl Placer {
             match &to.bulk {
                 // The kernel would wait for the page as any other thread does, for ever.
                 Bulk::Userfault(registration) if registration.is_active() => return Ok(false),
+                Bulk::Huge(chunks) => placement.populate_chunk(to, chunks, number),
                 Bulk::Populate => ahead.reach(block, to, number),
                 Bulk::Userfault(_) | Bulk::Plain => {}
             }

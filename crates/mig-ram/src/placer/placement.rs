@@ -6,13 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mig_transport::{RegionSlice, publish_streamed};
 
 use super::{
     PlaceMechanism, PlacePolicy, PlacementOptions, Placer, Tally, Warmth,
+    huge::{self, Chunks, Trial},
     staging::{StagedRun, Staging},
 };
 use crate::{
@@ -43,6 +44,8 @@ pub struct PlacementStatistics {
     pub pages_placed: u64,
     /// Of all pages, those received where they are placed from ([`Placer::lend`]).
     pub pages_lent: u64,
+    /// Huge pages that were populated, at least in part.
+    pub huge_pages: u64,
     /// Pages copied into memory that was there.
     pub pages_copied: u64,
     /// Zero pages for which nothing had to be written.
@@ -67,6 +70,7 @@ pub struct Placement {
 struct Counters {
     placed: AtomicU64,
     lent: AtomicU64,
+    huge: AtomicU64,
     copied: AtomicU64,
     zero_skipped: AtomicU64,
     zero_written: AtomicU64,
@@ -91,6 +95,7 @@ const CHECKED: &str = "the page was checked against the block";
 
 /// How absent pages of a block come into being.
 pub(super) enum Bulk {
+    Huge(Chunks),
     Userfault(Registration),
     Populate,
     Plain,
@@ -151,6 +156,7 @@ impl Placement {
         PlacementStatistics {
             pages_placed: read(&self.counters.placed),
             pages_lent: read(&self.counters.lent),
+            huge_pages: read(&self.counters.huge),
             pages_copied: read(&self.counters.copied),
             zero_pages_skipped: read(&self.counters.zero_skipped),
             zero_pages_written: read(&self.counters.zero_written),
@@ -171,13 +177,16 @@ impl Placement {
             )));
         }
         for block in &self.blocks {
-            if let Bulk::Userfault(registration) = &block.bulk {
-                registration.end().map_err(|source| {
+            match &block.bulk {
+                Bulk::Userfault(registration) => registration.end().map_err(|source| {
                     Error::io(
                         format!("ending userfaultfd for block '{}'", block.info.name()),
                         source,
                     )
-                })?;
+                })?,
+                // The guest may have what its memory was made for.
+                Bulk::Huge(chunks) if chunks.are_over() => block.advise_huge_pages(true),
+                Bulk::Huge(_) | Bulk::Populate | Bulk::Plain => {}
             }
         }
         Ok(())
@@ -200,6 +209,30 @@ impl Placement {
                 Ok((block, number))
             }
             _ => Err(block.info.out_of_block(offset, page)),
+        }
+    }
+
+    /// Makes the absent page `number` present, and all that lie in one huge page with it.
+    pub(super) fn populate_chunk(&self, block: &PlacedBlock, chunks: &Chunks, number: usize) {
+        let memory = block.info.slice(0, block.info.pages() * PAGE_SIZE).expect(CHECKED);
+        let (first, pages) = chunks.around(&memory, number);
+        let begun = Instant::now();
+        if !block.populate(first, pages) {
+            return;
+        }
+        block.present.set_range(first, pages);
+        if chunks.are_over() {
+            return;
+        }
+        self.counters.huge.fetch_add(1, Ordering::Relaxed);
+        if chunks.took(begun.elapsed()) {
+            let after = self.counters.huge.load(Ordering::Relaxed);
+            tracing::info!(
+                block = block.info.name(),
+                after,
+                "no more huge pages: they became too dear"
+            );
+            block.advise_huge_pages(false);
         }
     }
 
@@ -342,6 +375,18 @@ impl PlacedBlock {
         done.is_ok()
     }
 
+    fn advise_huge_pages(&self, allowed: bool) {
+        let memory = self.info.slice(0, self.info.pages() * PAGE_SIZE).expect(CHECKED);
+        if let Err(errno) = mapping::advise_huge_pages(&memory, allowed) {
+            tracing::debug!(%errno, allowed, block = self.info.name(), "advice on huge pages not taken");
+        }
+    }
+
+    /// Bytes of untouched memory.
+    fn untouched_bytes(&self) -> u64 {
+        (self.present.pages() as u64 - self.present.count()) * PAGE_SIZE as u64
+    }
+
     fn untouched(&self) -> bool {
         self.present.count() < self.present.pages() as u64
     }
@@ -359,6 +404,15 @@ fn choose(blocks: &mut [PlacedBlock], policy: PlacePolicy, info: &mut PlacementI
     if !blocks.iter().any(PlacedBlock::untouched) {
         not(PlaceMechanism::Userfault, "all of the memory was touched before".into());
         return Ok(());
+    }
+    if allowed(PlaceMechanism::HugePages) {
+        match use_huge_pages(blocks, policy == PlacePolicy::Best) {
+            Ok(()) => {
+                info.mechanism = PlaceMechanism::HugePages;
+                return Ok(());
+            }
+            Err(reason) => not(PlaceMechanism::HugePages, reason),
+        }
     }
     if allowed(PlaceMechanism::Userfault) {
         match register_untouched(blocks) {
@@ -381,7 +435,7 @@ fn choose(blocks: &mut [PlacedBlock], policy: PlacePolicy, info: &mut PlacementI
         }
     }
     match policy {
-        PlacePolicy::Only(only @ (PlaceMechanism::Userfault | PlaceMechanism::Populate)) => {
+        PlacePolicy::Only(only) if only != PlaceMechanism::Plain => {
             let reasons: Vec<_> = info.passed_over.iter().map(ToString::to_string).collect();
             Err(Error::Unavailable {
                 what: format!(
@@ -394,6 +448,42 @@ fn choose(blocks: &mut [PlacedBlock], policy: PlacePolicy, info: &mut PlacementI
         _ => Ok(()),
     }
 }
+
+/// Huge pages for all blocks that may have them, and populating ahead for the others, if that is most of what is
+/// untouched and, where this is in doubt, a trial shows that it helps.
+fn use_huge_pages(blocks: &mut [PlacedBlock], in_doubt: bool) -> Result<(), String> {
+    let may = |block: &PlacedBlock| block.untouched() && block.info.region.may_have_huge_pages();
+    let untouched: u64 = blocks.iter().map(PlacedBlock::untouched_bytes).sum();
+    let huge: u64 =
+        blocks.iter().filter(|block| may(block)).map(PlacedBlock::untouched_bytes).sum();
+    if huge <= untouched / 2 {
+        return Err("not allowed for most of the memory".into());
+    }
+    let chunk = huge::chunk_bytes().map_err(|error| error.to_string())?;
+    populate_works()?;
+    let mut trial = None;
+    if in_doubt {
+        if huge < HUGE_WORTH_A_TRIAL {
+            return Err(format!("{huge} bytes are not worth a trial"));
+        }
+        let tried = Trial::run().map_err(|error| error.to_string())?;
+        if !tried.helps() {
+            return Err(tried.to_string());
+        }
+        tracing::debug!(%tried, "huge pages");
+        trial = Some(tried);
+    }
+    for block in blocks.iter_mut().filter(|block| block.untouched()) {
+        block.bulk = match may(block) {
+            true => Bulk::Huge(Chunks::new(chunk, trial)),
+            false => Bulk::Populate,
+        };
+    }
+    Ok(())
+}
+
+/// A trial takes milliseconds, in which as many are filled in any way.
+const HUGE_WORTH_A_TRIAL: u64 = 64 << 20;
 
 /// All blocks or none: registrations made before a failure end when they are dropped here.
 fn register_untouched(blocks: &mut [PlacedBlock]) -> Result<()> {
