@@ -105,3 +105,13 @@ impl Drop for Cell {
         }
     }
 }
+
+/// A number of faults of one kind that ended alike, for docs/faults.md.
+pub fn fault(transport: &str, mode: &str, fault: &str, outcome: &str, count: usize) {
+    if let Some(file) = std::env::var_os("MIG_FAULT_RESULTS") {
+        let line = json!({
+            "transport": transport, "mode": mode, "fault": fault, "outcome": outcome, "count": count,
+        });
+        append(Path::new(&file), &format!("{line}\n"));
+    }
+}

@@ -1,15 +1,17 @@
-//! Tasks of the repository: `cargo xtask test`, `cargo xtask lab`, `cargo xtask ci`, `cargo xtask floors`.
+//! Tasks of the repository: `cargo xtask test`, `cargo xtask lab`, `cargo xtask faults`, `cargo xtask ci`, `cargo xtask floors`.
 //!
 //! ```text
 //!   test    provide what the suite needs ─▶ build mig ─▶ run every test ─▶ count, name the skips, docs/interop.md
 //!   lab     run a command in a throw-away virtual machine that has RDMA and vsock loopback
 //!   ci      fmt ─▶ clippy ─▶ doc ─▶ floors ─▶ test
+//!   faults  the suite `faults` alone, every byte of it, for docs/faults.md
 //!   floors  dependency arrows between our crates point downwards only
 //! ```
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod faults;
 mod floors;
 mod interop;
 mod lab;
@@ -28,6 +30,7 @@ usage: cargo xtask TASK
   test --lab [WORD…] only the tests of the lab; WORDs are for their runner: a filter, --nocapture
   lab [--timeout SECONDS] [--memory 4G] [--cpus 2] [--offline] -- COMMAND…
                      run COMMAND as root, here, in a throw-away virtual machine with a soft-RoCE device
+  faults             the suite of faults with every byte tried instead of a sample, and docs/faults.md
   ci                 fmt, clippy, doc, floors, then test
   floors             check that dependencies between our crates only point downwards";
 
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         ["test", "--lab", ..] => told(test::run_lab(&repository, &given[2..])),
         ["test"] => told(test::run(&repository, provide::Network::Allowed)),
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
+        ["faults"] => told(test::run_faults(&repository)),
         ["floors"] => told(floors::check(&repository)),
         ["ci"] => told(ci(&repository)),
         _ => {

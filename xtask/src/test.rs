@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Mutex;
 
+use crate::faults;
 use crate::interop;
 use crate::lab::Lab;
 use crate::lab::stage::{self, Outcome};
@@ -36,6 +37,25 @@ pub(crate) fn run(repository: &Repository, network: Network) -> Result<(), Strin
     in_the_lab(repository, network, &[], &environment, &mut tally);
     let complete = tally.broken.is_empty() && tally.skipped().is_empty();
     interop::render(repository, &suite.results, complete)?;
+    faults::render(repository, &suite.faults, false)?;
+    tally.conclude()
+}
+
+/// The suite of faults alone, all of it; what it comes to is kept in docs/.
+pub(crate) fn run_faults(repository: &Repository) -> Result<(), String> {
+    let suite = Suite::prepare(repository, Network::Allowed)?;
+    let mut environment = suite.environment();
+    environment.push(("MIG_FAULTS", "all".as_ref()));
+    let mut tally = Tally::default();
+    let arguments =
+        ["test", "-p", "mig-tests", "--test", "faults", "--", "--nocapture", "--test-threads=1"];
+    if !counted(repository, &arguments, &environment, &mut tally.counts)? {
+        tally.broken.push("the suite of faults failed".to_owned());
+    }
+    tally.notes = Notes::read(&suite.skips, &repository.root.join("tests/not-applicable.toml"));
+    let filter = ["faults".into()];
+    in_the_lab(repository, Network::Allowed, &filter, &environment, &mut tally);
+    faults::render(repository, &suite.faults, tally.broken.is_empty())?;
     tally.conclude()
 }
 
@@ -45,6 +65,7 @@ pub(crate) fn run_lab(repository: &Repository, filter: &[OsString]) -> Result<()
     let mut tally = Tally::default();
     in_the_lab(repository, Network::Allowed, filter, &suite.environment(), &mut tally);
     interop::render(repository, &suite.results, false)?;
+    faults::render(repository, &suite.faults, false)?;
     tally.conclude()
 }
 
@@ -53,6 +74,7 @@ struct Suite {
     binary: PathBuf,
     skips: PathBuf,
     results: PathBuf,
+    faults: PathBuf,
     second_qemu: SecondQemu,
 }
 
@@ -72,9 +94,10 @@ impl Suite {
             binary: repository.target.join("debug/mig"),
             skips: repository.target.join("test-skips.tsv"),
             results: repository.target.join("interop-results.jsonl"),
+            faults: repository.target.join("fault-results.jsonl"),
             second_qemu,
         };
-        for file in [&suite.skips, &suite.results] {
+        for file in [&suite.skips, &suite.results, &suite.faults] {
             fs::write(file, "")
                 .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
         }
@@ -86,6 +109,7 @@ impl Suite {
             ("MIG_BIN", self.binary.as_os_str()),
             ("MIG_TEST_SKIPS", self.skips.as_os_str()),
             ("MIG_INTEROP_RESULTS", self.results.as_os_str()),
+            ("MIG_FAULT_RESULTS", self.faults.as_os_str()),
         ];
         match &self.second_qemu {
             SecondQemu::Ready(root) => environment.push(("MIG_SECOND_QEMU", root.as_os_str())),

@@ -3,6 +3,7 @@
 //! ```text
 //!   backend's own test ── makes pairs ──▶ conformance ── what every channel promises
 //!   tests of what is above ─────────────▶ memory_pair ── channels without a kernel
+//!   scenarios, with real transports ───▶ faults      ── the N-th operation fails, byte K is cut, sockets are reset
 //!                           direct_pair ── the same with RAM hooks that write into the other end's memory
 //!   both ───────────────────────────────▶ pattern     ── fill a region, tell the first wrong byte
 //! ```
@@ -11,6 +12,7 @@
 
 pub mod conformance;
 mod direct;
+pub mod faults;
 mod memory;
 pub mod pattern;
 mod report;

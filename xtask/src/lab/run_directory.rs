@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::files;
 
 /// Files that tests append to: inside they are files of the run, whose contents are appended to the caller's after it.
-const APPENDED: &[&str] = &["MIG_TEST_SKIPS", "MIG_INTEROP_RESULTS"];
+const APPENDED: &[&str] = &["MIG_TEST_SKIPS", "MIG_INTEROP_RESULTS", "MIG_FAULT_RESULTS"];
 
 /// Variables of the caller that the command gets, besides those that begin with `MIG_`.
 const PASSED_ON: &[&str] =

@@ -486,7 +486,7 @@ impl Session<'_> {
                     }
                     Part::Verge => {
                         self.writer.flush().await?;
-                        self.progress.set_owner(Owner::Unknown);
+                        self.progress.reached_verge(&self.writer);
                     }
                 }
                 self.shared.statistics.transferred.set(self.sent());

@@ -24,7 +24,7 @@ mod xbzrle;
 use std::{
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -38,7 +38,7 @@ use mig_proto::{
     state::{MigrationStatus, SourceEvent},
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
-use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
+use mig_stream::{IdleClock, RateLimiter, Stream, StreamCounters, StreamOptions, StreamWriter};
 use mig_transport::{Connector, WindowReason};
 
 use self::{
@@ -390,6 +390,8 @@ pub(crate) struct Progress {
     /// The guest is or was slowed down.
     throttled: AtomicBool,
     owner: AtomicU8,
+    /// Where the stream's last item ends, and what has left.
+    verge: OnceLock<(u64, Arc<StreamCounters>)>,
 }
 
 impl Progress {
@@ -397,8 +399,17 @@ impl Progress {
         match self.owner.load(Ordering::Relaxed) {
             0 => Owner::Source,
             1 => Owner::Destination,
+            // A destination that lacks the end has nothing.
+            _ if self.verge.get().is_some_and(|(at, out)| out.bytes_sent() <= *at) => Owner::Source,
             _ => Owner::Unknown,
         }
+    }
+
+    /// All items have left through `out`. From the next byte on that leaves the destination may own the guest.
+    pub(crate) fn reached_verge(&self, out: &StreamWriter) {
+        // There is one end.
+        let _first = self.verge.set((out.position(), out.counters()));
+        self.set_owner(Owner::Unknown);
     }
 
     pub(crate) fn set_owner(&self, owner: Owner) {
@@ -624,8 +635,7 @@ impl Job<'_> {
         if let Some(data) = &mut self.data {
             data.end().await?;
         }
-        // From the next byte on the destination may own the guest.
-        self.progress.set_owner(Owner::Unknown);
+        self.progress.reached_verge(&self.out);
         let description = vmdesc::describe(PAGE_SIZE as u64, &devices);
         let len = u32::try_from(description.len())
             .map_err(|_| Error::misuse("the devices' description is longer than 4 GiB"))?;

@@ -1,0 +1,82 @@
+//! What this process holds: descriptors, threads, children, temporary directories of the scene.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Batches count what the whole process holds.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Waits until no other batch runs in this process.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counted by name, so that a difference says what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held(BTreeMap<String, usize>);
+
+impl Held {
+    pub(crate) fn now() -> Self {
+        let mut held = BTreeMap::new();
+        let mut add = |what: String| *held.entry(what).or_default() += 1;
+        for entry in listed("/proc/self/fd") {
+            // The listing's own is gone by now, and so is its name.
+            if let Ok(target) = fs::read_link(format!("/proc/self/fd/{entry}")) {
+                let target = target.to_string_lossy();
+                // Inodes differ from life to life.
+                let kind = target.split_once(":[").map_or(&*target, |(kind, _)| kind);
+                add(format!("descriptor of {kind}"));
+            }
+        }
+        for entry in listed("/proc/self/task") {
+            if let Ok(name) = fs::read_to_string(format!("/proc/self/task/{entry}/comm")) {
+                // The runner's, one for each test, named after it; and the blocking pool's, which come and go.
+                let ours = ["mig-", "data ", "exec"].iter().any(|ours| name.starts_with(ours));
+                if ours {
+                    add(format!("thread {}", name.trim()));
+                }
+            }
+            let children = format!("/proc/self/task/{entry}/children");
+            for child in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
+                add(format!("child {child}"));
+            }
+        }
+        Self(held)
+    }
+
+    /// Waits until everything is as it was; what ends behind a drop may take a moment.
+    ///
+    /// # Panics
+    /// If something stays.
+    pub(crate) async fn again(&self) {
+        let mut now = Self::now();
+        for _ in 0..600 {
+            if now == *self {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            now = Self::now();
+        }
+        let more: Vec<_> = now
+            .0
+            .iter()
+            .filter(|(what, count)| self.0.get(*what) != Some(count))
+            .map(|(what, count)| {
+                format!("{what}: {count}, before {}", self.0.get(what).unwrap_or(&0))
+            })
+            .collect();
+        panic!("left behind: {more:#?}");
+    }
+}
+
+fn listed(path: &str) -> Vec<String> {
+    let entries = fs::read_dir(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}

@@ -1,0 +1,129 @@
+//! docs/faults.md: what was made to fail over which transport, and what became of the guest, written from the results of
+//! the suite `faults` (tests/tests/faults/).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::repository::Repository;
+
+/// Transport, mode, kind of fault.
+type Row = (String, String, String);
+
+/// Outcomes in the order of their columns; one that is not listed comes last.
+const OUTCOMES: [&str; 7] = [
+    "arrived whole",
+    "failed, guest at its source",
+    "failed, owner unknown",
+    "sent, not confirmed, not arrived",
+    "flipped bit not noticed",
+    "verdict falsified, two owners",
+    "not reached",
+];
+
+const HEAD: &str = "\
+# Faults, as tried
+
+Written by `cargo xtask faults` from the results of the suite `faults` in `tests/tests/`; do not edit. A small migration is
+run once for every number: an operation of a transport fails with an error of the system or never returns, bytes are lost
+or turned, sockets are reset, and so on. After each one: both ends have come to an end in bounded time; the guest has one
+owner; no descriptor, thread, child or file is left; the error has a cause, down to the system's. How, and how to repeat a
+single case, is in [testing.md](testing.md).
+
+- *arrived whole*: what failed was not needed any more, or was got over.
+- *failed, guest at its source*: it runs on there, and nowhere else.
+- *failed, owner unknown*: the end of the stream has left and no verdict came. The guest runs nowhere until somebody has
+  asked the destination. Allowed only behind the last item of the stream.
+- *sent, not confirmed, not arrived*: without a return path a source cannot hear that its destination failed. It says
+  \"sent, not confirmed\"; the guest runs nowhere.
+- *flipped bit not noticed*: the contents of pages and devices have no checksum in QEMU's format, nor has the offset of a
+  page. TLS notices every one of them.
+- *verdict falsified, two owners*: the destination's \"yes\" (SHUT 0) has no checksum either, and a connection that is ended in
+  order without a verdict means that the destination gave up. Somebody between the ends who turns the one into the other
+  makes two owners. The kernel's own sockets do not; against others there is TLS.
+- *not reached*: there was no such operation or byte this time. Which data channel carries what differs from run to run.
+
+";
+
+/// Renders the table into the target directory, and into docs/ if `keep`.
+pub(crate) fn render(repository: &Repository, results: &Path, keep: bool) -> Result<(), String> {
+    let text = fs::read_to_string(results).unwrap_or_default();
+    let counts = parse(&text);
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let table = table(&counts);
+    let rendered = repository.target.join("faults.md");
+    let write = |file: &Path| {
+        fs::write(file, &table).map_err(|error| format!("cannot write {}: {error}", file.display()))
+    };
+    write(&rendered)?;
+    if keep {
+        write(&repository.root.join("docs/faults.md"))?;
+    }
+    let tried: u64 = counts.values().flat_map(BTreeMap::values).sum();
+    eprintln!("xtask: what became of {tried} faults is in {}", rendered.display());
+    Ok(())
+}
+
+/// One JSON object a line (tests/src/report.rs); of a suite that ran twice the last word counts.
+fn parse(text: &str) -> BTreeMap<Row, BTreeMap<String, u64>> {
+    let mut counts: BTreeMap<Row, BTreeMap<String, u64>> = BTreeMap::new();
+    for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let word = |key: &str| line[key].as_str().unwrap_or("?").to_owned();
+        let row = counts.entry((word("transport"), word("mode"), word("fault"))).or_default();
+        row.insert(word("outcome"), line["count"].as_u64().unwrap_or(0));
+    }
+    counts
+}
+
+fn table(counts: &BTreeMap<Row, BTreeMap<String, u64>>) -> String {
+    let others: BTreeSet<&str> = counts
+        .values()
+        .flat_map(BTreeMap::keys)
+        .map(String::as_str)
+        .filter(|outcome| !OUTCOMES.contains(outcome))
+        .collect();
+    let columns: Vec<&str> = OUTCOMES.into_iter().chain(others).collect();
+    let total = |row: &BTreeMap<String, u64>| row.values().sum::<u64>();
+    let all: u64 = counts.values().map(total).sum();
+    let mut out = format!("{HEAD}{all} faults in all.\n\n| transport | mode | fault | tried |");
+    for column in &columns {
+        let _ = write!(out, " {column} |");
+    }
+    out.push_str("\n|---|---|---|--:|");
+    out.push_str(&"--:|".repeat(columns.len()));
+    for ((transport, mode, fault), outcomes) in counts {
+        let _ = write!(out, "\n| {transport} | {mode} | {fault} | {} |", total(outcomes));
+        for column in &columns {
+            match outcomes.get(*column) {
+                Some(count) => {
+                    let _ = write!(out, " {count} |");
+                }
+                None => out.push_str(" |"),
+            }
+        }
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_its_sum_and_a_new_outcome_its_column() {
+        let text = r#"{"transport":"tcp","mode":"plain","fault":"reset","outcome":"arrived whole","count":2}
+{"transport":"tcp","mode":"plain","fault":"reset","outcome":"arrived whole","count":3}
+{"transport":"tcp","mode":"plain","fault":"reset","outcome":"something new","count":4}
+"#;
+        let table = table(&parse(text));
+        let row = table.lines().last().expect("a row");
+        assert_eq!(row, "| tcp | plain | reset | 7 | 3 | | | | | | | 4 |");
+        assert!(table.contains("7 faults in all."));
+    }
+}
