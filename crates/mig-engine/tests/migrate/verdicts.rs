@@ -1,11 +1,16 @@
 //! What the destination says, or does not say, decides who owns the guest.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use mig_engine::Owner;
 use mig_proto::state::MigrationStatus;
 use mig_transport::Blame;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf};
 
 use crate::support::{Diary, Pair, Ready, TestGuest, channels, one_way};
 
@@ -65,11 +70,21 @@ async fn a_return_path_that_cannot_be_is_refused_before_a_byte_is_sent() {
 
 /// A destination that reads everything and then does as it is told.
 async fn sent_to(answer: Option<&[u8]>, hang_up: bool) -> (mig_engine::Error, Diary) {
+    let (outcome, diary) = sent_over(|io| io, answer, hang_up).await;
+    (outcome.unwrap_err(), diary)
+}
+
+/// The same, with the way back through something else.
+async fn sent_over<R: AsyncRead + Send + Unpin + 'static>(
+    way_back: impl FnOnce(ReadHalf<DuplexStream>) -> R,
+    answer: Option<&[u8]>,
+    hang_up: bool,
+) -> (Result<mig_engine::Outcome, mig_engine::Error>, Diary) {
     let mut pair = Pair::new();
     let (far, near) = tokio::io::duplex(1 << 20);
     let (reader, writer) = tokio::io::split(near);
     let endpoint = mig_transport::Endpoint { transport: "memory", ..Default::default() };
-    let channel = mig_testkit::stream_channel(Some(reader), Some(writer), endpoint);
+    let channel = mig_testkit::stream_channel(Some(way_back(reader)), Some(writer), endpoint);
     let connector = Ready::new(channel);
     let destination = async {
         let (mut reader, mut writer) = tokio::io::split(far);
@@ -89,11 +104,30 @@ async fn sent_to(answer: Option<&[u8]>, hang_up: bool) -> (mig_engine::Error, Di
         }
         std::future::pending::<()>().await;
     };
-    let error = tokio::select! {
-        outcome = pair.source.run(&connector) => outcome.unwrap_err(),
+    let outcome = tokio::select! {
+        outcome = pair.source.run(&connector) => outcome,
         () = destination => unreachable!(),
     };
-    (error, pair.source_diary.clone())
+    (outcome, pair.source_diary.clone())
+}
+
+/// Under TLS: an end that the destination's TLS did not announce is none (docs/wire/transports.md §5.3), for anybody on
+/// the way can close a connection.
+struct Unannounced<R>(R);
+
+impl<R: AsyncRead + Unpin> AsyncRead for Unannounced<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buffer))?;
+        Poll::Ready(match buffer.filled().len() == before {
+            true => Err(io::ErrorKind::UnexpectedEof.into()),
+            false => Ok(()),
+        })
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,6 +145,44 @@ async fn an_orderly_end_without_a_verdict_means_no() {
     let (error, diary) = sent_to(None, true).await;
     assert_eq!(error.owner(), Owner::Source);
     assert!(diary.runs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unannounced_end_after_everything_was_sent_decides_nothing() {
+    let (outcome, diary) = sent_over(Unannounced, None, true).await;
+    let error = outcome.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::Io, Owner::Unknown));
+    assert!(!diary.runs(), "a guest that may run elsewhere must not run here");
+}
+
+/// What real QEMU does: its TLS announces no end on the main channel.
+#[tokio::test(start_paused = true)]
+async fn an_unannounced_end_after_a_yes_is_a_success() {
+    let (outcome, diary) = sent_over(Unannounced, Some(&[0, 1, 0, 4, 0, 0, 0, 0]), true).await;
+    assert!(outcome.unwrap().confirmed);
+    assert!(!diary.runs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unannounced_end_before_everything_was_sent_leaves_the_guest_here() {
+    let mut pair = Pair::new();
+    // So narrow that the source is in the middle of memory for as long as nobody reads.
+    let (far, near) = tokio::io::duplex(100);
+    let (reader, writer) = tokio::io::split(near);
+    let endpoint = mig_transport::Endpoint { transport: "memory", ..Default::default() };
+    let channel = mig_testkit::stream_channel(Some(Unannounced(reader)), Some(writer), endpoint);
+    let (mut far_reader, mut far_writer) = tokio::io::split(far);
+    let destination = async {
+        far_reader.read_exact(&mut [0; 3000]).await.unwrap();
+        far_writer.shutdown().await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let connector = Ready::new(channel);
+    let error = tokio::select! {
+        outcome = pair.source.run(&connector) => outcome.unwrap_err(),
+        () = destination => unreachable!(),
+    };
+    assert_eq!((error.blame(), error.owner()), (Blame::Io, Owner::Source));
 }
 
 #[tokio::test(start_paused = true)]

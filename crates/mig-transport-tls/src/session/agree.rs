@@ -141,8 +141,7 @@ impl<C: Connection> Handshake for Agreeing<C> {
         }
         let outcome = drive(&mut self.connection, &mut self.held, out);
         if let Err(error) = outcome {
-            // The alert is next, whatever becomes of it.
-            let _same_error = drive(&mut self.connection, &mut Vec::new(), out);
+            self.last_words(out);
             return Err(self.words.failed(&error));
         }
         match self.connection.common().is_handshaking() {
@@ -172,6 +171,18 @@ impl<C: Connection> Handshake for Agreeing<C> {
         let name = name.trim_start_matches("TLS13_").trim_start_matches("TLS_");
         let agreed = format!("{version}, {name}");
         Ok(Established { open: Box::new(open), seal: Box::new(seal), peer, agreed })
+    }
+}
+
+impl<C: Connection> Agreeing<C> {
+    /// After a failure: the alert. Nothing more may be read then, and while there is something to send nothing is.
+    fn last_words(&mut self, out: &mut Vec<u8>) {
+        while self.connection.common().wants_write() {
+            match self.connection.process(&mut self.held).state {
+                Ok(ConnectionState::EncodeTlsData(data)) => append(data, out),
+                _ => return,
+            }
+        }
     }
 }
 

@@ -168,7 +168,10 @@ impl TlsReceiveHalf {
         }
         match opened.what {
             Content::Data(within) => {
-                self.data_came |= !within.is_empty();
+                if !self.data_came && !within.is_empty() {
+                    self.data_came = true;
+                    self.link.heard();
+                }
                 self.plain = at.start + within.start..at.start + within.end;
             }
             Content::Internal => {}

@@ -36,6 +36,10 @@ pub(crate) struct Link {
     side: Mutex<WriteSide>,
     /// The reading task has something to send that did not leave yet.
     owes: AtomicBool,
+    /// Data has come from the peer.
+    heard: AtomicBool,
+    /// What it probably means when the peer hangs up before.
+    hung_up: &'static str,
     tasks: Arc<Tasks>,
     /// Wakes both tasks.
     both: Waker,
@@ -60,7 +64,7 @@ impl Wake for Tasks {
 }
 
 impl Link {
-    pub(crate) fn new(seal: Box<dyn Seal>, sender: Sender) -> Arc<Self> {
+    pub(crate) fn new(seal: Box<dyn Seal>, sender: Sender, hung_up: &'static str) -> Arc<Self> {
         let tasks = Arc::new(Tasks::default());
         Arc::new(Self {
             side: Mutex::new(WriteSide {
@@ -71,6 +75,8 @@ impl Link {
                 state: State::Open,
             }),
             owes: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            hung_up,
             both: Waker::from(Arc::clone(&tasks)),
             tasks,
         })
@@ -80,10 +86,27 @@ impl Link {
     pub(crate) fn write<T>(
         &self,
         cx: &Context<'_>,
-        step: impl FnOnce(&mut WriteSide, &mut Context<'_>) -> T,
-    ) -> T {
+        step: impl FnOnce(&mut WriteSide, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         self.tasks.writing.register(cx.waker());
-        step(&mut self.lock(), &mut Context::from_waker(&self.both))
+        let outcome = step(&mut self.lock(), &mut Context::from_waker(&self.both));
+        outcome.map_err(|error| self.explain(error))
+    }
+
+    /// For the reading task: data has come.
+    pub(crate) fn heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// With TLS 1.3 a source is done when its certificate is not verified yet: a refusal looks like a broken pipe.
+    fn explain(&self, error: io::Error) -> io::Error {
+        let hung_up =
+            matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        // The system's own word only: this side's ends are of the same kind.
+        if hung_up && error.raw_os_error().is_some() && !self.heard.load(Ordering::Relaxed) {
+            return io::Error::new(error.kind(), format!("{error}: {}", self.hung_up));
+        }
+        error
     }
 
     /// For the reading task: TLS has something to say because of what was read.

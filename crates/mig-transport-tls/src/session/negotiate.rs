@@ -112,8 +112,8 @@ pub(crate) async fn negotiate_link(
     let (Agreeing { receiver, sender, incoming, .. }, established, name) = agreed?;
     let Established { open, seal, agreed, .. } = established;
     tracing::debug!(channel = %endpoint, %agreed, peer = name.as_deref(), "TLS");
-    let link = Link::new(seal, sender);
     let hint = words.hung_up_hint();
+    let link = Link::new(seal, sender, hint);
     let receive = TlsReceiveHalf::new(Arc::clone(&link), receiver, open, incoming, role, hint);
     let channel = Channel::new(ChannelParts {
         receive: Some(Box::new(receive)),

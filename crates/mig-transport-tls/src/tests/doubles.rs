@@ -12,7 +12,8 @@ use mig_transport::{
 use tokio::{io::Interest, sync::mpsc};
 
 use crate::{
-    ClientCredentials, ExpectedName, ServerCredentials, TlsConnector, TlsListener, TlsOptions,
+    Authorization, ClientCredentials, ExpectedName, ServerCredentials, TlsConnector, TlsListener,
+    TlsOptions,
     session::{self, Link, Role, Terms},
     testing::Site,
 };
@@ -84,6 +85,12 @@ pub(crate) struct Ends {
 impl Ends {
     pub(crate) fn new() -> Self {
         Self { site: Arc::new(Site::complete()), options: TlsOptions::default() }
+    }
+
+    /// Sources that fit the rule, and no other.
+    pub(crate) fn authorizing(mut self, rule: &str) -> Self {
+        self.options.authorization = Some(Authorization::parse([rule]).expect("a rule"));
+        self
     }
 
     pub(crate) fn connector(&self, channel: Channel) -> TlsConnector {
