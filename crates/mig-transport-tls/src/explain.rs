@@ -103,19 +103,41 @@ impl Explainer {
     /// The other end closed the connection before the handshake was over; whether it had said anything, and what it said
     /// looked like TLS.
     pub(crate) fn ended(&self, spoke: bool) -> Error {
+        if let Some(user) = self.user() {
+            return self.incompatible(format!(
+                "{} closed the connection during the handshake: it knows no user {user:?}, or another key than {} has, or is \
+                 set to something else than keys (tls-creds-psk there); its log says which",
+                self.other(),
+                self.file("keys.psk")
+            ));
+        }
         let why = match (&self.end, spoke) {
             (End::Source { .. }, false) => {
-                "without a word of TLS: it expects a plain stream (turn TLS on there, tls-creds), or it turned us away by \
-                 our address"
+                "without a word of TLS: it expects a plain stream or another kind of credentials (tls-creds there), or it \
+                 turned us away by our address"
             }
             (End::Source { .. }, true) => "in the middle of the handshake; its log says why",
             (End::Destination { .. }, false) => "before it said anything",
             (End::Destination { .. }, true) => {
-                "in the middle of the handshake: it does not trust this end's certificate, perhaps; its error says why \
-                 (QEMU: query-migrate)"
+                "in the middle of the handshake: it does not trust this end's certificate, or knows another key, perhaps; its \
+                 error says why (QEMU: query-migrate)"
             }
         };
         self.incompatible(format!("{} closed the connection {why}", self.other()))
+    }
+
+    /// What an engine for keys says in its own words.
+    #[cfg(feature = "tls-psk")]
+    pub(crate) fn refused_key(&self, why: &str) -> Error {
+        self.incompatible(why.to_owned())
+    }
+
+    /// At a source with keys in place of certificates: the user.
+    pub(crate) fn user(&self) -> Option<&str> {
+        match &self.end {
+            End::Source { credentials, .. } => credentials.user(),
+            End::Destination { .. } => None,
+        }
     }
 
     /// What to add if the connection ends after the handshake and before anything was received over it.
@@ -256,6 +278,14 @@ impl Explainer {
         use AlertDescription as A;
 
         let other = self.other();
+        if let (Some(user), true) = (self.user(), Self::is_about_keys(alert)) {
+            return self.incompatible(format!(
+                "{other} does not take the user {user:?} with the key that {} has: it knows no such user, or another key, or \
+                 is set to certificates; its log says which (alert {})",
+                self.file("keys.psk"),
+                name(alert)
+            ));
+        }
         let refused = format!("{other} refused our certificate ({})", self.own_certificate());
         let what = match alert {
             A::CertificateRequired | A::NoCertificate if self.shows_nothing() => {
@@ -323,6 +353,23 @@ impl Explainer {
             }
         };
         self.incompatible(format!("{what} (alert {})", name(alert)))
+    }
+
+    /// What the libraries say to an unknown user or a wrong key: GnuTLS and OpenSSL, TLS 1.2 and 1.3, each something else.
+    fn is_about_keys(alert: AlertDescription) -> bool {
+        use AlertDescription as A;
+
+        matches!(
+            alert,
+            A::UnknownPSKIdentity
+                | A::HandshakeFailure
+                | A::DecryptError
+                | A::IllegalParameter
+                | A::BadRecordMac
+                | A::AccessDenied
+                | A::InsufficientSecurity
+                | A::InternalError
+        )
     }
 
     fn incompatible(&self, what: String) -> Error {

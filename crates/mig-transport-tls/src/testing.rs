@@ -7,7 +7,6 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
     SerialNumber, date_time_ymd,
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 /// A CA and the directory that it issues into.
 pub(crate) struct Site {
@@ -91,8 +90,9 @@ pub(crate) fn key() -> KeyPair {
 }
 
 /// The first certificate in PEM.
-pub(crate) fn der(pem: &str) -> CertificateDer<'static> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
+#[cfg(feature = "trial")]
+pub(crate) fn der(pem: &str) -> rustls::pki_types::CertificateDer<'static> {
+    rustls::pki_types::pem::PemObject::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
 
 pub(crate) fn ca_params(name: &str) -> CertificateParams {

@@ -102,7 +102,7 @@ impl PemFile {
         }
         match self.sections::<PrivateKeyDer<'static>>("a private key")?.into_iter().next() {
             Some(key) => {
-                self.warn_if_readable_by_others();
+                warn_if_readable_by_others(&self.path);
                 Ok(key)
             }
             None => Err(self.wrong_kind("private key")),
@@ -163,17 +163,17 @@ impl PemFile {
         let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         misuse(format!("{}: no {wanted} in it, {found}; {}", self.path.display(), purpose(name)))
     }
+}
 
-    /// Loud and no more, as QEMU takes such a file without a word: where users share a group, 0640 can be on purpose.
-    fn warn_if_readable_by_others(&self) {
-        if let Ok(metadata) = fs::metadata(&self.path) {
-            let mode = metadata.permissions().mode() & 0o777;
-            if mode & 0o044 != 0 {
-                tracing::warn!(
-                    "{}: this private key is readable by others (mode {mode:04o}); chmod 600 it",
-                    self.path.display()
-                );
-            }
+/// Loud and no more, as QEMU takes such a file without a word: where users share a group, 0640 can be on purpose.
+pub(super) fn warn_if_readable_by_others(path: &Path) {
+    if let Ok(metadata) = fs::metadata(path) {
+        let mode = metadata.permissions().mode() & 0o777;
+        if mode & 0o044 != 0 {
+            tracing::warn!(
+                "{}: this secret is readable by others (mode {mode:04o}); chmod 600 it",
+                path.display()
+            );
         }
     }
 }
@@ -212,7 +212,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
 }
 
 /// What a file of the layout is for, and where it comes from.
-fn purpose(name: &str) -> &'static str {
+pub(super) fn purpose(name: &str) -> &'static str {
     match name {
         "ca-cert.pem" => {
             "it must have the certificate of the CA that signed the other end's certificate, one or several in PEM"

@@ -9,7 +9,7 @@ use super::directory::misuse;
 
 /// The name that a destination must prove by its certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExpectedName(ServerName<'static>);
+pub struct ExpectedName(Option<ServerName<'static>>);
 
 impl ExpectedName {
     /// `hostname` (QEMU's `tls-hostname`) if given, else the host part of a tcp address: a name, or an IPv4 or IPv6
@@ -37,7 +37,7 @@ impl ExpectedName {
             _ => bare,
         };
         match ServerName::try_from(bare.to_owned()) {
-            Ok(name) => Ok(Self(name)),
+            Ok(name) => Ok(Self(Some(name))),
             Err(_) => Err(misuse(format!(
                 "{host:?} is neither a host name nor an IP address, so no certificate can be for it; give the name that \
                  the certificate has with --tls-hostname NAME (one beyond ASCII in its xn-- form)"
@@ -45,16 +45,28 @@ impl ExpectedName {
         }
     }
 
-    pub(crate) fn rustls(&self) -> ServerName<'static> {
-        self.0.clone()
+    /// Where no certificates are, no name is wanted.
+    #[cfg(feature = "tls-psk")]
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    /// # Errors
+    ///
+    /// There is none, and with certificates there must be one.
+    pub(crate) fn rustls(&self) -> Result<ServerName<'static>> {
+        self.0.clone().ok_or_else(|| {
+            misuse("TLS with certificates wants the name that the destination's must be for".into())
+        })
     }
 }
 
 impl fmt::Display for ExpectedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            ServerName::IpAddress(ip) => std::net::IpAddr::from(*ip).fmt(f),
-            other => f.write_str(&other.to_str()),
+            Some(ServerName::IpAddress(ip)) => std::net::IpAddr::from(*ip).fmt(f),
+            Some(name) => f.write_str(&name.to_str()),
+            None => f.write_str("whoever knows the key"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //!   DIR/ca-crl.pem                         both ends, optional: what these have taken back
 //!   DIR/server-cert.pem, server-key.pem    the destination, which is the TLS server
 //!   DIR/client-cert.pem, client-key.pem    the source, the TLS client; without the pair it shows no certificate
+//!   DIR/keys.psk                           both ends: keys in place of certificates (feature `tls-psk`)
 //! ```
 //!
 //! Everything is read and checked once, when the credentials are made: dates, purpose, key and chain, so that what would
@@ -19,6 +20,8 @@ mod check;
 mod directory;
 mod distinguished_name;
 mod expected_name;
+#[cfg(feature = "tls-psk")]
+mod psk;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -26,7 +29,7 @@ mod verifier;
 
 use std::{fmt, path::Path, sync::Arc};
 
-use mig_transport::Result;
+use mig_transport::{Address, Result};
 use rustls::{
     ClientConfig, ServerConfig,
     client::{Resumption, WebPkiServerVerifier},
@@ -36,6 +39,8 @@ use rustls::{
 };
 
 pub use self::expected_name::ExpectedName;
+#[cfg(feature = "tls-psk")]
+pub(crate) use self::psk::{Keys, User};
 pub(crate) use self::{
     certificate::{AlternativeName, CertificateFacts, printable},
     directory::{misuse, read_bounded},
@@ -56,14 +61,26 @@ const VERSIONS: &[&rustls::SupportedProtocolVersion] =
 /// What a source, the TLS client, needs for a handshake.
 #[derive(Clone)]
 pub struct ClientCredentials {
-    inner: Arc<Client>,
+    directory: Arc<Directory>,
+    kind: ClientKind,
 }
 
-struct Client {
-    directory: Directory,
+/// Which kind they are.
+#[derive(Clone)]
+pub(crate) enum ClientKind {
+    /// Certificates.
+    X509(ClientX509),
+    /// The key of a user.
+    #[cfg(feature = "tls-psk")]
+    Psk(psk::User),
+}
+
+/// Certificates of a source.
+#[derive(Clone)]
+pub(crate) struct ClientX509 {
     has_certificate: bool,
     verifier: Arc<WebPkiServerVerifier>,
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
 }
 
 impl ClientCredentials {
@@ -93,24 +110,70 @@ impl ClientCredentials {
             None => builder.with_no_client_auth(),
         };
         config.resumption = Resumption::disabled();
-        Ok(Self { inner: Arc::new(Client { directory, has_certificate, verifier, config }) })
+        let kind =
+            ClientKind::X509(ClientX509 { has_certificate, verifier, config: Arc::new(config) });
+        Ok(Self { directory: Arc::new(directory), kind })
+    }
+
+    /// Reads the key of `user` in `keys.psk`; `None` is QEMU's default, `qemu`.
+    ///
+    /// # Errors
+    ///
+    /// [`Misuse`](mig_transport::Error::Misuse): no such file, no such user, a line that is none.
+    #[cfg(feature = "tls-psk")]
+    pub fn psk(dir: &Path, user: Option<&str>) -> Result<Self> {
+        let (directory, user) = psk::client(dir, user)?;
+        Ok(Self { directory: Arc::new(directory), kind: ClientKind::Psk(user) })
     }
 
     /// Where they were read.
     pub fn directory(&self) -> &Path {
-        self.inner.directory.path()
+        self.directory.path()
     }
 
     /// Whether there is a certificate to show to a destination that asks for one.
     pub fn has_certificate(&self) -> bool {
-        self.inner.has_certificate
+        match &self.kind {
+            ClientKind::X509(x509) => x509.has_certificate,
+            #[cfg(feature = "tls-psk")]
+            ClientKind::Psk(_) => false,
+        }
     }
 
+    /// Which name the destination at `address` must prove: see [`ExpectedName::of`]. Keys have no names, so none is wanted
+    /// with them.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExpectedName::of`].
+    pub fn expected_name(&self, address: &Address, hostname: Option<&str>) -> Result<ExpectedName> {
+        match &self.kind {
+            ClientKind::X509(_) => ExpectedName::of(address, hostname),
+            #[cfg(feature = "tls-psk")]
+            ClientKind::Psk(_) => Ok(ExpectedName::none()),
+        }
+    }
+
+    pub(crate) fn kind(&self) -> &ClientKind {
+        &self.kind
+    }
+
+    /// The user whose key is used in place of certificates.
+    pub(crate) fn user(&self) -> Option<&str> {
+        match &self.kind {
+            ClientKind::X509(_) => None,
+            #[cfg(feature = "tls-psk")]
+            ClientKind::Psk(user) => Some(user.name()),
+        }
+    }
+}
+
+impl ClientX509 {
     /// The configuration for one connection, whose verifier leaves the certificate it saw with `witness`.
     pub(crate) fn rustls(&self, witness: &Witness) -> Arc<ClientConfig> {
-        let mut config = self.inner.config.clone();
+        let mut config = ClientConfig::clone(&self.config);
         config.dangerous().set_certificate_verifier(Arc::new(WitnessingServerVerifier::new(
-            Arc::clone(&self.inner.verifier),
+            Arc::clone(&self.verifier),
             witness.clone(),
         )));
         Arc::new(config)
@@ -120,11 +183,23 @@ impl ClientCredentials {
 /// What a destination, the TLS server, needs for a handshake.
 #[derive(Clone)]
 pub struct ServerCredentials {
-    inner: Arc<Server>,
+    directory: Arc<Directory>,
+    kind: ServerKind,
 }
 
-struct Server {
-    directory: Directory,
+/// Which kind they are.
+#[derive(Clone)]
+pub(crate) enum ServerKind {
+    /// Certificates.
+    X509(ServerX509),
+    /// Keys of users.
+    #[cfg(feature = "tls-psk")]
+    Psk(psk::Keys),
+}
+
+/// Certificates of a destination.
+#[derive(Clone)]
+pub(crate) struct ServerX509 {
     /// `None`: sources are not asked for a certificate.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     certificate: Arc<SingleCertAndKey>,
@@ -149,33 +224,54 @@ impl ServerCredentials {
             .ok_or_else(|| directory.missing(Purpose::Server.certificate_file()))?;
         let verifier = verify_peer.then(|| trust.client_verifier(&directory)).transpose()?;
         let certificate = Arc::new(SingleCertAndKey::from(pair));
-        let provider = provider();
-        Ok(Self { inner: Arc::new(Server { directory, verifier, certificate, provider }) })
+        let x509 = ServerX509 { verifier, certificate, provider: provider() };
+        Ok(Self { directory: Arc::new(directory), kind: ServerKind::X509(x509) })
+    }
+
+    /// Reads `keys.psk`: whoever knows the key of one of its users may come.
+    ///
+    /// # Errors
+    ///
+    /// [`Misuse`](mig_transport::Error::Misuse): no such file, nobody in it, a line that is none.
+    #[cfg(feature = "tls-psk")]
+    pub fn psk(dir: &Path) -> Result<Self> {
+        let (directory, keys) = psk::server(dir)?;
+        Ok(Self { directory: Arc::new(directory), kind: ServerKind::Psk(keys) })
     }
 
     /// Where they were read.
     pub fn directory(&self) -> &Path {
-        self.inner.directory.path()
+        self.directory.path()
     }
 
-    /// Whether a source must show a certificate.
+    /// Whether a source must prove who it is, by a certificate or a user's key.
     pub fn verifies_peer(&self) -> bool {
-        self.inner.verifier.is_some()
+        match &self.kind {
+            ServerKind::X509(x509) => x509.verifier.is_some(),
+            #[cfg(feature = "tls-psk")]
+            ServerKind::Psk(_) => true,
+        }
     }
 
+    pub(crate) fn kind(&self) -> &ServerKind {
+        &self.kind
+    }
+}
+
+impl ServerX509 {
     /// The configuration for one connection, whose verifier leaves the certificate it saw with `witness`.
     pub(crate) fn rustls(&self, witness: &Witness) -> Arc<ServerConfig> {
-        let verifier = match &self.inner.verifier {
+        let verifier = match &self.verifier {
             Some(verifier) => {
                 Arc::new(WitnessingClientVerifier::new(Arc::clone(verifier), witness.clone()))
             }
             None => WebPkiClientVerifier::no_client_auth(),
         };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.inner.provider))
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(VERSIONS)
             .expect("the provider has suites of both versions")
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::clone(&self.inner.certificate) as _);
+            .with_cert_resolver(Arc::clone(&self.certificate) as _);
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Arc::new(config)
@@ -187,6 +283,7 @@ impl fmt::Debug for ClientCredentials {
         f.debug_struct("ClientCredentials")
             .field("directory", &self.directory())
             .field("has_certificate", &self.has_certificate())
+            .field("user", &self.user())
             .finish_non_exhaustive()
     }
 }

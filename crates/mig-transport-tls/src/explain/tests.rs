@@ -8,7 +8,7 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 
 use super::Explainer;
 use crate::{
-    credentials::{ClientCredentials, ExpectedName, ServerCredentials},
+    credentials::{ClientCredentials, ClientKind, ExpectedName, ServerCredentials, ServerKind},
     testing::{Site, ca_params, client_params, server_params},
 };
 
@@ -30,14 +30,22 @@ impl Pair {
         let expected = ExpectedName::of(&address, hostname).expect("a name");
         let credentials = ClientCredentials::x509(client.path()).expect("a client's");
         let source = Explainer::source(&credentials, &expected, "tcp:there");
-        let connection =
-            ClientConnection::new(credentials.rustls(source.witness()), expected.rustls())
-                .expect("a connection");
+        let config = match credentials.kind() {
+            ClientKind::X509(x509) => x509.rustls(source.witness()),
+            #[cfg(feature = "tls-psk")]
+            ClientKind::Psk(_) => panic!("not certificates"),
+        };
+        let connection = ClientConnection::new(config, expected.rustls().expect("a name"))
+            .expect("a connection");
         let source = (source, connection.into());
         let credentials = ServerCredentials::x509(server.path(), verify_peer).expect("a server's");
         let destination = Explainer::destination(&credentials, "tcp:here");
-        let connection =
-            ServerConnection::new(credentials.rustls(destination.witness())).expect("a connection");
+        let config = match credentials.kind() {
+            ServerKind::X509(x509) => x509.rustls(destination.witness()),
+            #[cfg(feature = "tls-psk")]
+            ServerKind::Psk(_) => panic!("not certificates"),
+        };
+        let connection = ServerConnection::new(config).expect("a connection");
         Self { source, destination: (destination, connection.into()) }
     }
 

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use mig_transport::{Endpoint, Error, Result};
 
+#[cfg(feature = "tls-psk")]
+use super::psk;
 use super::{agree, engine::Words, negotiate::Beginning};
 use crate::{
-    credentials::{ClientCredentials, ExpectedName, ServerCredentials},
+    credentials::{ClientCredentials, ClientKind, ExpectedName, ServerCredentials, ServerKind},
     explain::Explainer,
 };
 
@@ -17,8 +19,14 @@ pub(crate) fn source(
     endpoint: &Endpoint,
 ) -> Result<Beginning> {
     let words = Arc::new(Explainer::source(credentials, expected, endpoint.to_string()));
-    let config = agree::client_config(&credentials.rustls(words.witness()));
-    let handshake = agree::client(config, expected.rustls(), Arc::clone(&words) as _)?;
+    let handshake = match credentials.kind() {
+        ClientKind::X509(x509) => {
+            let config = agree::client_config(&x509.rustls(words.witness()));
+            agree::client(config, expected.rustls()?, Arc::clone(&words) as _)?
+        }
+        #[cfg(feature = "tls-psk")]
+        ClientKind::Psk(user) => psk::client(user, Arc::clone(&words))?,
+    };
     Ok(Beginning { handshake, words })
 }
 
@@ -28,8 +36,14 @@ pub(crate) fn destination(
     endpoint: &Endpoint,
 ) -> Result<Beginning> {
     let words = Arc::new(Explainer::destination(credentials, endpoint.to_string()));
-    let config = agree::server_config(&credentials.rustls(words.witness()));
-    let handshake = agree::server(config, Arc::clone(&words) as _)?;
+    let handshake = match credentials.kind() {
+        ServerKind::X509(x509) => {
+            let config = agree::server_config(&x509.rustls(words.witness()));
+            agree::server(config, Arc::clone(&words) as _)?
+        }
+        #[cfg(feature = "tls-psk")]
+        ServerKind::Psk(keys) => psk::server(keys, Arc::clone(&words))?,
+    };
     Ok(Beginning { handshake, words })
 }
 

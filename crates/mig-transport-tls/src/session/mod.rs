@@ -12,6 +12,8 @@ mod halves;
 mod incoming;
 mod link;
 mod negotiate;
+#[cfg(feature = "tls-psk")]
+mod psk;
 mod records;
 
 pub(crate) use self::{
