@@ -261,7 +261,7 @@ impl Explainer {
             return format!(
                 "the destination's certificate ({facts}) has no subject alternative name, and it must have {wanted:?}: the \
                  common name does not count (RFC 9525), though QEMU takes it; have it issued with one (certtool: {field} = \
-                 \"{wanted}\"; openssl: subjectAltName; for a trial: `mig certs DIR {wanted}`)"
+                 \"{wanted}\"; openssl: subjectAltName; for a trial: `mig certs DIR --host {wanted}`)"
             );
         }
         format!(

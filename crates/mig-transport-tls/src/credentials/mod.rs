@@ -115,13 +115,13 @@ impl ClientCredentials {
         Ok(Self { directory: Arc::new(directory), kind })
     }
 
-    /// Reads the key of `user` in `keys.psk`; `None` is QEMU's default, `qemu`.
+    /// Reads the key of `user` in `keys.psk`; QEMU's default user is `qemu`.
     ///
     /// # Errors
     ///
     /// [`Misuse`](mig_transport::Error::Misuse): no such file, no such user, a line that is none.
     #[cfg(feature = "tls-psk")]
-    pub fn psk(dir: &Path, user: Option<&str>) -> Result<Self> {
+    pub fn psk(dir: &Path, user: &str) -> Result<Self> {
         let (directory, user) = psk::client(dir, user)?;
         Ok(Self { directory: Arc::new(directory), kind: ClientKind::Psk(user) })
     }

@@ -1,7 +1,7 @@
 //! Keys that both ends know, in place of certificates (feature `tls-psk`; docs/wire/transports.md §5.2).
 //!
 //! `keys.psk` has a line `USER:HEXKEY` for each user, as GnuTLS's psktool writes it. A destination takes whoever knows the key of
-//! one of them; a source has one user, `qemu` by default. Both ends prove that they know the key; there are no names beside
+//! one of them; a source is one of them. Both ends prove that they know the key; there are no names beside
 //! the user's, and nothing that expires.
 
 use std::{collections::HashMap, fmt, path::Path, sync::Arc};
@@ -11,8 +11,6 @@ use mig_transport::Result;
 use super::directory::{Directory, misuse, purpose, read_bounded, warn_if_readable_by_others};
 
 const FILE: &str = "keys.psk";
-/// QEMU's `username` of a client.
-const DEFAULT_USER: &str = "qemu";
 /// Users in all.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// What OpenSSL takes (`PSK_MAX_IDENTITY_LEN` of its oldest supported release).
@@ -89,8 +87,8 @@ pub(crate) struct User {
 }
 
 impl User {
-    pub(super) fn load(directory: &Directory, name: Option<&str>) -> Result<Self> {
-        let name = name.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_USER).to_owned();
+    pub(super) fn load(directory: &Directory, name: &str) -> Result<Self> {
+        let name = name.to_owned();
         let keys = Keys::load(directory)?;
         if keys.of(&name).is_none() {
             return Err(misuse(format!(
@@ -134,7 +132,7 @@ fn parse(line: &str) -> Result<(String, Vec<u8>), String> {
         .ok_or_else(|| "the key has something else than hexadecimal digits in it".into())
 }
 
-pub(super) fn client(dir: &Path, user: Option<&str>) -> Result<(Directory, User)> {
+pub(super) fn client(dir: &Path, user: &str) -> Result<(Directory, User)> {
     let directory = Directory::open(dir)?;
     let user = User::load(&directory, user)?;
     Ok((directory, user))

@@ -16,11 +16,11 @@ fn site(keys: &str) -> Site {
     site
 }
 
-fn source(site: &Site, user: Option<&str>) -> Box<dyn Handshake> {
+fn source(site: &Site, user: &str) -> Box<dyn Handshake> {
     source_up_to(SslVersion::TLS1_3, site, user)
 }
 
-fn source_up_to(newest: SslVersion, site: &Site, user: Option<&str>) -> Box<dyn Handshake> {
+fn source_up_to(newest: SslVersion, site: &Site, user: &str) -> Box<dyn Handshake> {
     let credentials = ClientCredentials::psk(site.path(), user).expect("a user");
     let address = MigrationAddress::parse("unix:/x").expect("an address").into_address();
     let expected = credentials.expected_name(&address, None).expect("none is wanted");
@@ -102,7 +102,7 @@ fn two_ends_that_know_a_key_agree_and_talk() {
         (SslVersion::TLS1_3, "TLS 1.3, AES_128_GCM_SHA256, pre-shared key"),
         (SslVersion::TLS1_2, "TLS 1.2, ECDHE_PSK_WITH_CHACHA20_POLY1305_SHA256, pre-shared key"),
     ] {
-        let [source, destination] = shake(source_up_to(newest, &site, None), destination(&site));
+        let [source, destination] = shake(source_up_to(newest, &site, "qemu"), destination(&site));
         let (mut source, mut destination) = (source.expect("agreed"), destination.expect("agreed"));
         assert_eq!(destination.peer, Peer::Key("qemu".into()));
         assert_eq!(source.agreed, agreed);
@@ -144,7 +144,7 @@ fn talk(seal: &mut Box<dyn Seal>, open: &mut Box<dyn Open>) {
 #[test]
 fn a_damaged_record_opens_to_nothing() {
     let site = site(&format!("qemu:{KEY}\n"));
-    let [source, destination] = shake(source(&site, None), destination(&site));
+    let [source, destination] = shake(source(&site, "qemu"), destination(&site));
     let (mut source, mut destination) = (source.expect("agreed"), destination.expect("agreed"));
     let mut out = Records::default();
     source.seal.seal(b"hello", &mut out).expect("sealed");
@@ -176,7 +176,7 @@ fn who_does_not_know_the_key_is_refused_with_the_reason() {
     let other = KEY.replace('0', "f");
     for newest in [SslVersion::TLS1_3, SslVersion::TLS1_2] {
         let [source, destination] =
-            told(newest, &format!("qemu:{other}"), None, &format!("qemu:{KEY}"));
+            told(newest, &format!("qemu:{other}"), "qemu", &format!("qemu:{KEY}"));
         assert!(
             source.contains("not take the user \"qemu\" with the key that DIR/keys.psk has"),
             "{source}"
@@ -184,7 +184,7 @@ fn who_does_not_know_the_key_is_refused_with_the_reason() {
         assert!(destination.contains("does not know the key that keys.psk has"), "{destination}");
 
         let [source, destination] =
-            told(newest, &format!("eve:{KEY}"), Some("eve"), &format!("qemu:{KEY}"));
+            told(newest, &format!("eve:{KEY}"), "eve", &format!("qemu:{KEY}"));
         assert!(source.contains("does not take the user \"eve\""), "{source}");
         assert!(
             destination.contains("says to be the user \"eve\", of whom keys.psk has no key"),
@@ -258,9 +258,9 @@ fn keys_are_read_strictly_and_never_shown() {
     assert!(told(&format!("{}:ab", "u".repeat(129))).contains("1 to 128 bytes"));
 
     let site = site(&format!("alice:{KEY}\r\n"));
-    let error = ClientCredentials::psk(site.path(), None).expect_err("no such user");
+    let error = ClientCredentials::psk(site.path(), "qemu").expect_err("no such user");
     assert!(site.told(&error).contains("DIR/keys.psk: no key of the user \"qemu\""), "{error}");
-    let credentials = ClientCredentials::psk(site.path(), Some("alice")).expect("a user");
+    let credentials = ClientCredentials::psk(site.path(), "alice").expect("a user");
     assert!(!format!("{credentials:?}").contains("0001"), "{credentials:?}");
     let credentials = ServerCredentials::psk(site.path()).expect("users");
     assert!(!format!("{credentials:?}").contains("0001"), "{credentials:?}");
