@@ -1,33 +1,5 @@
 //! Which sources may migrate to here: rules over the client's verified certificate (`--tls-authz`, QEMU's `tls-authz`;
-//! docs/wire/transports.md §5.1).
-//!
-//! ```text
-//!   rule    =  ["allow " | "deny "] what             without a verdict: allow
-//!   what    =  "dn:" PATTERN                         the distinguished name, as QEMU's rules have it
-//!           |  "san:dns:" | "san:uri:" | "san:email:" PATTERN
-//!           |  "san:ip:" ADDRESS ["/" BITS]
-//!           |  "psk:" PATTERN                        a user of keys.psk (TLS-PSK has no certificates)
-//!           |  "any"
-//!           |  "file:" PATH                          one rule a line, # comments; not in such a file itself
-//! ```
-//!
-//! The first rule that fits decides; where none fits, the answer is no. A certificate has one distinguished name and any
-//! number of SANs; a `san:` rule fits if one of them does.
-//!
-//! Without a `*`, a pattern is the whole name, nothing else. A `*` stands for any run of characters *within one part*, so
-//! that whoever chooses a value cannot forge its neighbours: it does not cross a comma of a distinguished name, nor a dot
-//! of a DNS name. A part of a distinguished name that is only `*` stands for any number of parts. `\*` is the character.
-//!
-//! ```text
-//!   dn:O=Example,CN=src1            that name, in the order of the certificate: the reverse of what certtool prints
-//!   dn:O=Example,CN=*.example.com   any such host; nothing before, between or after
-//!   dn:*,CN=src1                    whatever comes before
-//!   san:dns:*.rack7.example         a.rack7.example, not a.b.rack7.example; letters of either case
-//!   san:uri:spiffe://example/mig/*  anything after, slashes too: a URI is one part
-//!   san:ip:192.0.2.0/24             any address of that network
-//! ```
-//!
-//! A refused source is told nothing but a closed connection; the destination's log has the name and the SANs that came.
+//! docs/wire/transports.md §5.1), written as [`Authorization`] says.
 
 use std::{fmt, net::IpAddr, path::Path, str::FromStr};
 
@@ -36,7 +8,8 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     credentials::{
-        AlternativeName, CertificateFacts, DistinguishedName, misuse, printable, read_bounded,
+        AlternativeName, CertificateFacts, DistinguishedName, attributes, misuse, printable,
+        read_bounded,
     },
     session::engine::Peer,
 };
@@ -46,7 +19,36 @@ const MAX_RULES: usize = 10_000;
 /// Of one file of rules.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Rules, in order. See the [module](self) for how they are written.
+/// Rules about which sources may come, in order.
+///
+/// ```text
+///   rule    =  ["allow " | "deny "] what             without a verdict: allow
+///   what    =  "dn:" PATTERN                         the distinguished name, as QEMU's rules have it
+///           |  "san:dns:" | "san:uri:" | "san:email:" PATTERN
+///           |  "san:ip:" ADDRESS ["/" BITS]
+///           |  "psk:" PATTERN                        a user of keys.psk (TLS-PSK has no certificates)
+///           |  "any"
+///           |  "file:" PATH                          one rule a line, # comments; not in such a file itself
+/// ```
+///
+/// The first rule that fits decides; where none fits, the answer is no. A certificate has one distinguished name and any
+/// number of SANs; a `san:` rule fits if one of them does.
+///
+/// Without a `*`, a pattern is the whole name, nothing else. A `*` stands for any run of characters *within one part*, so
+/// that whoever chooses a value cannot forge its neighbours: it does not cross a comma or plus of a distinguished
+/// name, nor a dot of a DNS name. A part of a distinguished name that is only `*` stands for any number of parts. `\*` is the character.
+///
+/// ```text
+///   dn:O=Example,CN=src1            that name, in the order of the certificate: the reverse of what certtool prints
+///   dn:O=Example,CN=*.example.com   any such host; nothing before, between or after
+///   dn:*,CN=src1                    whatever comes before
+///   san:dns:*.rack7.example         a.rack7.example, not a.b.rack7.example; letters of either case
+///   san:uri:spiffe://example/mig/*  anything after, slashes too: a URI is one part
+///   san:ip:192.0.2.0/24             any address of that network
+/// ```
+///
+/// A refused source is told no more than that it is (an alert), not why; the destination's log has the name and the SANs that
+/// came, and the rule.
 #[derive(Clone, Debug)]
 pub struct Authorization {
     rules: Vec<Rule>,
@@ -314,7 +316,14 @@ impl What {
 /// Parts of a distinguished name against those of a pattern, in which a part `*` is any number of them. The last such part
 /// that was met takes one more whenever the rest does not fit, so the time is the product of the lengths at most.
 fn fits_all(pattern: &[String], parts: &[String]) -> bool {
-    glob(pattern, parts, |wanted| wanted == "*", |wanted, part| fits(wanted, part))
+    glob(pattern, parts, |wanted| wanted == "*", |wanted, part| fits_part(wanted, part))
+}
+
+/// Attribute by attribute, where a part has several.
+fn fits_part(pattern: &str, part: &str) -> bool {
+    let (wanted, there) = (attributes(pattern), attributes(part));
+    wanted.len() == there.len()
+        && wanted.iter().zip(&there).all(|(wanted, there)| fits(wanted, there))
 }
 
 /// One part against a pattern in which `*` is any run of characters and `\*` itself.

@@ -1,11 +1,20 @@
 //! Certificates for the tests of this crate, made as they run.
 
-use std::{fs, path::Path};
+use std::{
+    fmt, fs,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
     SerialNumber, date_time_ymd,
+};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
 };
 
 /// A CA and the directory that it issues into.
@@ -127,4 +136,48 @@ fn params(name: &str) -> CertificateParams {
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2120, 1, 1);
     params
+}
+
+/// What is warned about while `run` runs, on this thread.
+pub(crate) fn warnings(run: impl FnOnce()) -> Vec<String> {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    tracing::subscriber::with_default(Log(Arc::clone(&log)), run);
+    let told = log.lock().expect("nobody panicked");
+    told.clone()
+}
+
+struct Log(Arc<Mutex<Vec<String>>>);
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::WARN
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.0.lock().expect("nobody panicked").push(message.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }

@@ -129,6 +129,20 @@ fn a_value_cannot_forge_its_neighbours() {
     assert!(!allows("san:dns:*.example", &forger), "one label, as in certificates");
 }
 
+/// rcgen makes no such names; OpenSSL does.
+#[test]
+fn an_attribute_cannot_forge_the_others_of_its_part() {
+    let pem = include_str!("../credentials/testdata/multi-valued.pem");
+    let der: rustls::pki_types::CertificateDer<'_> =
+        rustls::pki_types::pem::PemObject::from_pem_slice(pem.as_bytes()).expect("a certificate");
+    let peer = Peer::Certificate(der.to_vec());
+    assert!(allows("dn:C=GB,OU=multi+O=Example Home,CN=a", &peer));
+    assert!(allows("dn:C=GB,OU=*+O=*,CN=a", &peer));
+    assert!(allows("dn:C=GB,*,CN=a", &peer));
+    assert!(!allows("dn:C=GB,OU=*Home,CN=a", &peer));
+    assert!(!allows("dn:C=GB,OU=*,CN=a", &peer));
+}
+
 #[test]
 fn the_first_rule_that_fits_decides() {
     let laptop = laptop();

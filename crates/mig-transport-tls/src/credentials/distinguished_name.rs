@@ -15,7 +15,7 @@
 use std::fmt::{self, Write};
 
 use x509_parser::{
-    asn1_rs::{Any, ToDer},
+    asn1_rs::{Any, Tag, ToDer},
     x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name},
 };
 
@@ -60,20 +60,9 @@ impl DistinguishedName {
         Self { parts: name.iter_rdn().map(part).collect() }
     }
 
-    /// From what was printed. Parts end at a comma without a `\` before it.
+    /// From what was printed.
     pub(crate) fn parse(text: &str) -> Self {
-        let mut parts = vec![String::new()];
-        let mut escaped = false;
-        for character in text.chars() {
-            if character == ',' && !escaped {
-                parts.push(String::new());
-                continue;
-            }
-            escaped = character == '\\' && !escaped;
-            let last = parts.last_mut().expect("it began with one and never lost it");
-            last.push(character);
-        }
-        Self { parts }
+        Self { parts: split(text, ',') }
     }
 
     /// The same in the other order, which certtool prints.
@@ -92,13 +81,57 @@ impl fmt::Display for DistinguishedName {
     }
 }
 
+/// The attributes of one part.
+pub(crate) fn attributes(part: &str) -> Vec<String> {
+    split(part, '+')
+}
+
+/// At each `separator` without a `\` before it.
+fn split(text: &str, separator: char) -> Vec<String> {
+    let mut pieces = vec![String::new()];
+    let mut escaped = false;
+    for character in text.chars() {
+        if character == separator && !escaped {
+            pieces.push(String::new());
+            continue;
+        }
+        escaped = character == '\\' && !escaped;
+        pieces.last_mut().expect("it began with one and never lost it").push(character);
+    }
+    pieces
+}
+
 fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
     let oid = attribute.attr_type().to_id_string();
     let name = NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name);
-    match (name, attribute.as_str()) {
-        (Some(name), Ok(value)) => format!("{name}={}", escape(value)),
-        _ => format!("{oid}=#{}", hexadecimal(attribute.attr_value())),
+    match (name, text(attribute.attr_value())) {
+        (Some(name), Some(value)) => format!("{name}={value}"),
+        _ => {
+            let der = attribute.attr_value().to_der_vec().unwrap_or_default();
+            format!("{oid}=#{}", hexadecimal(&der))
+        }
     }
+}
+
+/// A value that is a string of some kind. What is not in the character set that it should be in, GnuTLS writes as `\#` and
+/// its bytes.
+fn text(value: &Any<'_>) -> Option<String> {
+    let bytes = value.data;
+    let text = match value.tag() {
+        Tag::Utf8String
+        | Tag::NumericString
+        | Tag::PrintableString
+        | Tag::T61String
+        | Tag::Ia5String
+        | Tag::VisibleString => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        Tag::BmpString if bytes.len() % 2 == 0 => {
+            let units = bytes.chunks_exact(2).map(|unit| u16::from_be_bytes([unit[0], unit[1]]));
+            char::decode_utf16(units).collect::<Result<_, _>>().ok()
+        }
+        Tag::BmpString => None,
+        _ => return None,
+    };
+    Some(text.map_or_else(|| format!("\\#{}", hexadecimal(bytes)), |text| escape(&text)))
 }
 
 fn escape(value: &str) -> String {
@@ -116,10 +149,8 @@ fn escape(value: &str) -> String {
     out
 }
 
-/// Tag, length and value.
-fn hexadecimal(value: &Any<'_>) -> String {
-    let der = value.to_der_vec().unwrap_or_default();
-    der.iter().fold(String::new(), |mut out, byte| {
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
         write!(out, "{byte:02x}").expect("a String takes everything");
         out
     })
@@ -133,9 +164,11 @@ mod tests {
 
     /// `(certificate, what QEMU 7.2.22 and 10.0.13 said of it)`: "TLS x509 authz check for … is denied". Made with OpenSSL,
     /// the first one with every attribute that GnuTLS might know and every character that might need a `\`.
-    const SEEN: [(&str, &str); 2] = [
+    const SEEN: [(&str, &str); 4] = [
         (include_str!("testdata/every-attribute.pem"), include_str!("testdata/every-attribute.dn")),
         (include_str!("testdata/multi-valued.pem"), include_str!("testdata/multi-valued.dn")),
+        (include_str!("testdata/bmp-string.pem"), include_str!("testdata/bmp-string.dn")),
+        (include_str!("testdata/t61-string.pem"), include_str!("testdata/t61-string.dn")),
     ];
 
     #[test]

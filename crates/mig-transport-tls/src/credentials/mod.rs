@@ -44,7 +44,7 @@ pub(crate) use self::psk::{Keys, User};
 pub(crate) use self::{
     certificate::{AlternativeName, CertificateFacts, printable},
     directory::{misuse, read_bounded},
-    distinguished_name::DistinguishedName,
+    distinguished_name::{DistinguishedName, attributes},
     time::{now, utc},
     verifier::Witness,
 };

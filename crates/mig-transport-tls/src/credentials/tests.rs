@@ -1,12 +1,12 @@
 //! What is wrong with credentials is said when they are read: with the file, what is wrong with it, and what to do.
 
-use std::{fmt::Write as _, fs};
+use std::{fmt::Write as _, fs, os::unix::fs::PermissionsExt};
 
 use mig_transport::Blame;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, date_time_ymd};
 
 use super::{ClientCredentials, ServerCredentials};
-use crate::testing::{Site, ca_params, client_params, key, server_params};
+use crate::testing::{Site, ca_params, client_params, key, server_params, warnings};
 
 #[test]
 fn a_complete_set_loads_at_both_ends() {
@@ -75,6 +75,49 @@ fn an_old_revocation_list_is_still_held_against_a_certificate() {
     ServerCredentials::x509(site.path(), true).expect("warned about, as QEMU takes it");
     site.revoke(7, 2021);
     ServerCredentials::x509(site.path(), true).expect_err("its own certificate is revoked");
+}
+
+/// What will not fail everywhere, or is as bad as its owner thinks it is, is said and goes on, as with QEMU.
+#[test]
+fn what_is_doubtful_is_warned_about() {
+    let site = Site::complete();
+    let load = || drop(ServerCredentials::x509(site.path(), true).expect("a server"));
+    let warned = || {
+        let told = warnings(load);
+        told.iter()
+            .map(|text| text.replace(&site.path().display().to_string(), "DIR"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(warned(), [""; 0]);
+
+    let key = site.path().join("server-key.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("changed");
+    assert_eq!(
+        warned(),
+        ["DIR/server-key.pem: this secret is readable by others (mode 0644); chmod 600 it"]
+    );
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("changed");
+
+    site.revoke(7, 2021);
+    let told = warned();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with(
+            "DIR/ca-crl.pem: the revocation list should have been replaced by 2021-01-01 00:00:00 UTC"
+        ),
+        "{told:?}"
+    );
+    fs::remove_file(site.path().join("ca-crl.pem")).expect("removed");
+
+    site.issue("server", server_params(&[]));
+    let told = warned();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with(
+            "DIR/server-cert.pem: the certificate of O=Example,CN=dst1 has no subject alternative name"
+        ),
+        "{told:?}"
+    );
 }
 
 fn numbered(mut params: CertificateParams, serial: u64) -> CertificateParams {
