@@ -124,7 +124,7 @@ fn text(value: &Any<'_>) -> Option<String> {
         | Tag::T61String
         | Tag::Ia5String
         | Tag::VisibleString => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        Tag::BmpString if bytes.len() % 2 == 0 => {
+        Tag::BmpString if bytes.len().is_multiple_of(2) => {
             let units = bytes.chunks_exact(2).map(|unit| u16::from_be_bytes([unit[0], unit[1]]));
             char::decode_utf16(units).collect::<Result<_, _>>().ok()
         }
