@@ -46,6 +46,11 @@ impl Failure {
         self
     }
 
+    /// Whether more than so many bytes of the stream were good.
+    pub(crate) fn is_past(&self, position: u64) -> bool {
+        self.position.is_some_and(|at| at > position)
+    }
+
     pub(crate) fn next(mut self, advice: impl Into<String>) -> Self {
         self.next = Some(advice.into());
         self

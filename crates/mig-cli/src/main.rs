@@ -6,6 +6,7 @@
 //! ```
 
 mod bench;
+mod certs;
 mod doctor;
 mod exit;
 mod failure;
@@ -20,6 +21,7 @@ mod send;
 mod standard;
 mod supervise;
 mod talk;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Send(flags) => send::run(flags),
         Command::Inspect(flags) => inspect::run(flags),
         Command::Doctor(flags) => doctor::run(flags),
+        Command::Certs(flags) => certs::run(flags),
     };
     if let Err(failure) = &outcome {
         Talk::new(false, false).failure(failure);

@@ -19,12 +19,13 @@ use mig::{
 
 use crate::{
     failure::{Failure, Outcome},
-    flags::{Duration as DurationFlag, RecvFlags},
+    flags::{Duration as DurationFlag, RecvFlags, TlsDestinationFlags},
     inspect::{self, Collector, Report},
     multifd, pinning, result,
     standard::{self, Wanted},
     supervise::{Signals, block_on, supervise},
     talk::Talk,
+    tls,
 };
 
 /// What will be done.
@@ -76,15 +77,19 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     let pinning = pinning::check(rdma, false, flags.rdma_pinned_memory)?;
     if flags.require_tls && rdma {
         return Err(Failure::misuse(format!(
-            "--require-tls: {address} carries the guest's memory in the clear, and TLS cannot change that; use tcp: through \
-             a tunnel, or a network that is trusted"
+            "--require-tls: {address} carries the guest's memory in the clear, and TLS cannot change that; use tcp: with \
+             --tls-creds, or a network that is trusted"
         )));
     }
-    if flags.require_tls && is_plaintext_to_others(address.address()) {
+    if flags.require_tls
+        && flags.tls.tls_creds.is_none()
+        && is_plaintext_to_others(address.address())
+    {
         return Err(Failure::misuse(format!(
-            "--require-tls: {address} can be reached by others and carries the guest's memory in the clear; listen on \
-             127.0.0.1 or [::1] and let a tunnel (ssh, stunnel) bring the source there"
-        )));
+            "--require-tls: {address} can be reached by others and carries the guest's memory in the clear"
+        ))
+        .next("give --tls-creds DIR (`mig certs DIR` makes a trial set), or listen on 127.0.0.1 or [::1] and let a tunnel \
+               (ssh, stunnel) bring the source there"));
     }
     let mut options = RecordOptions::default();
     options.return_path = !flags.no_return_path;
@@ -92,10 +97,11 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     options.deadlines = patient();
     options.multifd = multifd::expect(&flags.multifd, &address)?;
     let mut listen = ListenOptions::default();
+    listen.tls = tls::destination(&flags.tls)?;
     listen.return_path = flags.return_path;
     listen.rdma_pinned_memory = pinning.at_most;
     // QEMU's exec: gives its command two pipes; stdout is free for answers unless something else was wanted there.
-    listen.answer_on_stdout = stdout.is_none() && !flags.no_return_path;
+    listen.answer_on_stdout = stdout.is_none() && (!flags.no_return_path || listen.tls.is_some());
     Ok(Plan { address, keep, options, listen, timeout: flags.timeout.map(|limit| limit.0) })
 }
 
@@ -121,7 +127,7 @@ async fn record(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> O
     };
     let mut listener = mig::listener(&plan.address, &plan.listen).await?;
     // Nobody is served yet.
-    warn_if_open(&plan.address, talk);
+    warn_if_open(&plan.address, &plan.listen, talk);
     let progress = talk.progress("receiving", None);
     let work = recorder.run(&mut *listener, sink, None);
     let recorded = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;
@@ -156,6 +162,7 @@ fn tell(recorded: &Recorded, keep: &Keep, talk: &Talk) {
 /// Waits for a source, and looks at its stream instead of keeping it.
 pub(crate) fn inspect(
     address: MigrationAddress,
+    tls: &TlsDestinationFlags,
     timeout: Option<DurationFlag>,
     talk: &Talk,
 ) -> (Report, Outcome) {
@@ -165,8 +172,10 @@ pub(crate) fn inspect(
         let mut options = RecordOptions::default();
         options.deadlines = patient();
         options.stream = inspect::options();
-        let mut listener = mig::listener(&address, &ListenOptions::default()).await?;
-        warn_if_open(&address, talk);
+        let mut listen = ListenOptions::default();
+        listen.tls = tls::destination(tls)?;
+        let mut listener = mig::listener(&address, &listen).await?;
+        warn_if_open(&address, &listen, talk);
         let recorder = Recorder::new(options);
         let handle = recorder.handle();
         let progress = Talk::new(true, false).progress("reading", None);
@@ -178,17 +187,18 @@ pub(crate) fn inspect(
     (report, outcome)
 }
 
-fn warn_if_open(address: &MigrationAddress, talk: &Talk) {
+fn warn_if_open(address: &MigrationAddress, listen: &ListenOptions, talk: &Talk) {
     if let Address::Rdma(_) = address.address() {
         talk.warn(&format!(
             "{address} lets anybody who can reach it write the memory of the guest that is received; RDMA knows neither \
              encryption nor passwords, so use it on a network that is trusted"
         ));
     }
-    if is_plaintext_to_others(address.address()) {
+    if listen.tls.is_none() && is_plaintext_to_others(address.address()) {
         talk.warn(&format!(
-            "{address} takes a guest's whole memory, unencrypted, from anybody who can reach this machine; listen on \
-             127.0.0.1 or [::1] and use a tunnel unless the network is trusted (--require-tls makes this an error)"
+            "{address} takes a guest's whole memory, unencrypted, from anybody who can reach this machine; give --tls-creds \
+             DIR (`mig certs DIR` makes a trial set), or listen on 127.0.0.1 or [::1] and use a tunnel, unless the network is \
+             trusted (--require-tls makes this an error)"
         ));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mig::{
-    ConnectOptions,
+    ConnectOptions, ConnectTls,
     engine::{
         MigrationHandle, Piece, ReplayOptions, Replayed, Replayer, ReturnPathWish, StoredStream,
         StreamWalk, walk_stored,
@@ -27,12 +27,20 @@ use crate::{
     standard::{self, Wanted},
     supervise::{Signals, block_on, supervise},
     talk::Talk,
+    tls,
 };
 
 /// What both ends of a migration over data channels are told.
 const ALIKE: &str = "look at the destination's log; multifd, multifd-channels (--multifd), multifd-compression (--compression) \
                      and the guest's UUID (--uuid) must be the same at both ends, and the network must let all channels \
                      through";
+
+/// The same for a single stream that ends where it begins.
+const ALIKE_OR_TLS: &str = "make machine type, capabilities and version of both ends agree; if the destination wants TLS \
+                            (tls-creds), give --tls-creds DIR";
+
+/// Bytes after which nobody takes a plain stream for a handshake any more.
+const FIRST: u64 = 1024;
 
 /// What will be done.
 struct Plan {
@@ -93,7 +101,8 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     }
     let mut connect = ConnectOptions::default();
     connect.return_path = flags.return_path;
-    connect.answer_on_stdin = flags.return_path && !stdin;
+    connect.tls = tls::source(&flags.tls)?;
+    connect.answer_on_stdin = (flags.return_path || connect.tls.is_some()) && !stdin;
     connect.rdma_pin_all = pinning.all;
     connect.rdma_pinned_memory = pinning.at_most;
     Ok(Plan { from, address, options, connect, timeout: flags.timeout.map(|limit| limit.0) })
@@ -106,6 +115,7 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
     let opened = open(&plan.from)?;
     plan.options.stream = opened.stored.inform(plan.options.stream);
     let multifd = plan.options.multifd;
+    let tls = plan.connect.tls.clone();
     let mut replayer = Replayer::new(plan.options);
     if let Some(mut again) = opened.again {
         replayer = replayer.with_second_reading(move || {
@@ -117,13 +127,25 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
     let progress = talk.progress("sending", opened.len);
     let work = replayer.run(&*connector, opened.input, &opened.name);
     let replayed = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await;
-    let replayed = replayed.map_err(|failure| match (multifd, failure.blame) {
-        // A destination that was told something else closes its channels, or waits for more of them, and says nothing.
-        (true, Blame::Io | Blame::Deadline) => failure.next(ALIKE),
-        _ => failure,
-    })?;
+    let replayed = replayed.map_err(|failure| advised(failure, multifd, tls.as_ref()))?;
     tell(&replayed, &plan.address, talk);
     Ok(())
+}
+
+/// A destination that was told something else ends channels, or waits for more of them, and says nothing: what to look at.
+fn advised(failure: Failure, multifd: bool, tls: Option<&ConnectTls>) -> Failure {
+    match (failure.blame, tls) {
+        (Blame::PeerIncompatible, Some(tls)) if !failure.is_past(0) => {
+            failure.next(tls::advice(tls))
+        }
+        (Blame::Io | Blame::Deadline, _) if multifd => failure.next(ALIKE),
+        (Blame::Io, Some(tls)) if !failure.is_past(0) => failure.next(tls::advice(tls)),
+        // Whoever wants TLS looks at the first bytes only.
+        (Blame::Io | Blame::PeerIncompatible, None) if !failure.is_past(FIRST) => {
+            failure.next(ALIKE_OR_TLS)
+        }
+        _ => failure,
+    }
 }
 
 fn tell(replayed: &Replayed, address: &MigrationAddress, talk: &Talk) {

@@ -14,6 +14,8 @@ pub mod bench;
 mod file_sink;
 #[cfg(feature = "rdma")]
 mod rdma_end;
+#[cfg(feature = "tls")]
+mod tls_end;
 mod transports;
 
 pub use mig_engine as engine;
@@ -23,11 +25,15 @@ pub use mig_stream as stream;
 pub use mig_transport as transport;
 #[cfg(feature = "rdma")]
 pub use mig_transport_rdma as rdma;
+#[cfg(feature = "tls")]
+pub use mig_transport_tls as tls;
 
 #[cfg(feature = "file")]
 pub use crate::file_sink::file_sink;
 #[cfg(feature = "rdma")]
 pub use crate::rdma_end::rdma_loopback;
+#[cfg(feature = "tls")]
+pub use crate::tls_end::{ConnectTls, ListenTls};
 pub use crate::transports::{ConnectOptions, ListenOptions, connector, listener};
 
 /// The README's example compiles.

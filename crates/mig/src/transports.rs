@@ -14,6 +14,8 @@ use mig_transport::{Address, Connector, Error, Listener, MigrationAddress, Resul
 
 #[cfg(feature = "rdma")]
 use crate::rdma_end;
+#[cfg(feature = "tls")]
+use crate::tls_end::{ConnectTls, ListenTls};
 
 /// What an address does not say, for a source. Start from `ConnectOptions::default()` and change fields.
 #[derive(Clone, Debug)]
@@ -23,6 +25,9 @@ pub struct ConnectOptions {
     pub deadline: Duration,
     /// How long a command may take to end after the end of the stream. Default 10 s.
     pub exit_deadline: Duration,
+    /// TLS around every channel. Default: none.
+    #[cfg(feature = "tls")]
+    pub tls: Option<ConnectTls>,
     /// Use what `exec:` and `rdma:` have for a return path: both pipes of the command, a second connection. Both ends must
     /// agree, so it is off by default.
     pub return_path: bool,
@@ -45,6 +50,8 @@ impl Default for ConnectOptions {
         Self {
             deadline: Duration::from_secs(30),
             exit_deadline: EXIT_DEADLINE,
+            #[cfg(feature = "tls")]
+            tls: None,
             return_path: false,
             answer_on_stdin: false,
             rdma_pin_all: false,
@@ -61,6 +68,9 @@ impl Default for ConnectOptions {
 pub struct ListenOptions {
     /// How long a command may take to end after the end of the stream. Default 10 s.
     pub exit_deadline: Duration,
+    /// TLS around every channel. Default: none.
+    #[cfg(feature = "tls")]
+    pub tls: Option<ListenTls>,
     /// Use what `exec:` and `rdma:` have for a return path: both pipes of the command, a second connection. Both ends must
     /// agree, so it is off by default.
     pub return_path: bool,
@@ -79,12 +89,38 @@ impl Default for ListenOptions {
     fn default() -> Self {
         Self {
             exit_deadline: EXIT_DEADLINE,
+            #[cfg(feature = "tls")]
+            tls: None,
             return_path: false,
             answer_on_stdout: false,
             rdma_pinned_memory: None,
             #[cfg(feature = "rdma")]
             rdma_counters: Arc::default(),
         }
+    }
+}
+
+#[cfg(feature = "exec")]
+impl ConnectOptions {
+    /// Whether both pipes of a command are wanted: a handshake takes them, too.
+    fn both_ways(&self) -> bool {
+        #[cfg(feature = "tls")]
+        let tls = self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let tls = false;
+        self.return_path || tls
+    }
+}
+
+#[cfg(feature = "exec")]
+impl ListenOptions {
+    /// See [`ConnectOptions::both_ways`].
+    fn both_ways(&self) -> bool {
+        #[cfg(feature = "tls")]
+        let tls = self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let tls = false;
+        self.return_path || tls
     }
 }
 
@@ -96,8 +132,19 @@ const EXIT_DEADLINE: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// [`Error::Unavailable`] if the transport is not built in or this machine lacks what it stands on,
-/// [`Error::Misuse`] if the address cannot be connected to.
+/// [`Error::Misuse`] if the address cannot be connected to, or cannot have TLS that is asked for.
 pub fn connector(
+    address: &MigrationAddress,
+    options: &ConnectOptions,
+) -> Result<Box<dyn Connector>> {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &options.tls {
+        return tls.around(address.address(), || bare_connector(address, options));
+    }
+    bare_connector(address, options)
+}
+
+fn bare_connector(
     address: &MigrationAddress,
     options: &ConnectOptions,
 ) -> Result<Box<dyn Connector>> {
@@ -129,7 +176,7 @@ pub fn connector(
         Address::Exec(exec) => {
             let connector = mig_transport_exec::ExecConnector::new(
                 exec::command(exec),
-                exec::options(options.return_path, options.exit_deadline),
+                exec::options(options.both_ways(), options.exit_deadline),
             )?;
             Ok(Box::new(connector))
         }
@@ -146,12 +193,23 @@ pub fn connector(
 /// # Errors
 ///
 /// [`Error::Unavailable`] if the transport is not built in or this machine lacks what it stands on,
-/// [`Error::Misuse`] if the address cannot be bound.
+/// [`Error::Misuse`] if the address cannot be bound, or cannot have TLS that is asked for.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future abandons the attempt; nothing stays bound.
 pub async fn listener(
+    address: &MigrationAddress,
+    options: &ListenOptions,
+) -> Result<Box<dyn Listener>> {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &options.tls {
+        return tls.around(address.address(), bare_listener(address, options)).await;
+    }
+    bare_listener(address, options).await
+}
+
+async fn bare_listener(
     address: &MigrationAddress,
     options: &ListenOptions,
 ) -> Result<Box<dyn Listener>> {
@@ -180,7 +238,7 @@ pub async fn listener(
         Address::Exec(exec) => {
             let listener = mig_transport_exec::ExecListener::new(
                 exec::command(exec),
-                exec::options(options.return_path, options.exit_deadline),
+                exec::options(options.both_ways(), options.exit_deadline),
             )?;
             Ok(Box::new(listener))
         }

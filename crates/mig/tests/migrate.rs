@@ -18,6 +18,7 @@ fn plan(transport: &str, memory: Memory) -> RunPlan {
             seed: 42,
         },
         memory,
+        tls: false,
         capabilities: Capabilities::default(),
         parameters: Parameters::default(),
         placing: PlacementOptions::default(),
@@ -46,6 +47,22 @@ fn over_tcp() {
 fn over_unix() {
     assert!(completed("unix", Memory::Cold).confirmed);
     assert!(completed("unix", Memory::Warm).confirmed);
+}
+
+#[test]
+fn with_tls() {
+    for (transport, memory) in [("tcp", Memory::Cold), ("unix", Memory::Warm)] {
+        let report = run(&RunPlan { tls: true, ..plan(transport, memory) }, |_| {});
+        assert_eq!(report.status, RunStatus::Completed, "{:?}", report.reason);
+        assert!(report.verified && report.confirmed && report.tls, "{report:?}");
+    }
+}
+
+#[test]
+fn what_cannot_have_tls_says_so() {
+    let report = run(&RunPlan { tls: true, ..plan("file", Memory::Cold) }, |_| {});
+    assert_ne!(report.status, RunStatus::Completed, "nobody is there to agree with");
+    assert!(report.reason.is_some_and(|reason| reason.contains("TLS")));
 }
 
 /// A plan with data channels, and what became of it.

@@ -121,16 +121,32 @@ fn plan(flags: &BenchFlags) -> Outcome<Vec<RunPlan>> {
                 ram_bytes,
                 workload,
                 memory,
+                tls: false,
                 capabilities,
                 parameters,
                 placing: PlacementOptions::default(),
                 rdma_pin_all: pinning.all,
                 rdma_pinned_memory: pinning.at_most,
             };
+            let secured = tls(flags, &plan)?;
             plans.extend(std::iter::repeat_n(plan, runs));
+            plans.extend(secured.into_iter().flat_map(|plan| std::iter::repeat_n(plan, runs)));
         }
     }
     Ok(plans)
+}
+
+/// The same run with TLS, if it was asked for; what was named must be able to have it.
+fn tls(flags: &BenchFlags, plan: &RunPlan) -> Outcome<Option<RunPlan>> {
+    let transport = &plan.transport;
+    match (flags.tls, transport.can_have_tls()) {
+        (false, _) => Ok(None),
+        (true, true) => Ok(Some(RunPlan { tls: true, ..plan.clone() })),
+        (true, false) if flags.transport.is_empty() => Ok(None),
+        (true, false) => Err(Failure::misuse(format!(
+            "--tls: {transport} is measured without; tcp, unix and vsock are measured with TLS"
+        ))),
+    }
 }
 
 /// Transports that can have data channels.
@@ -143,7 +159,8 @@ async fn measure(plans: Vec<RunPlan>, talk: &Talk) -> Outcome<Vec<RunReport>> {
     for plan in plans {
         let (told, mut news) = mpsc::unbounded_channel();
         let total = plan.ram_bytes;
-        let name = plan.transport.to_string();
+        let tls = if plan.tls { " with TLS" } else { "" };
+        let name = format!("{}{tls}", plan.transport);
         let worker = thread::spawn(move || {
             let started = told.clone();
             // Nobody listens any more only when this process is leaving.
@@ -223,7 +240,7 @@ fn write_json(path: &Path, report: &BenchReport) -> Outcome {
 /// A benchmark fails if a run did, or if what was asked for by name cannot run here.
 fn verdict(runs: &[RunReport], named: bool) -> Outcome {
     let with = |status| runs.iter().find(|run| run.status == status);
-    let reason = |run: &RunReport| format!("{}: {}", run.transport, table::reason(run));
+    let reason = |run: &RunReport| format!("{}: {}", table::name(run), table::reason(run));
     if let Some(failed) = with(RunStatus::Failed) {
         return Err(Failure::new(Blame::Io, reason(failed)));
     }

@@ -9,15 +9,20 @@ pub(super) fn line(run: &RunReport) -> String {
     match run.status {
         RunStatus::Completed => format!(
             "{}{}: {}/s, {:.2} s, downtime {:.1} ms{}",
-            run.transport,
+            name(run),
             data_channels(run),
             BinaryBytes(run.throughput_bytes_per_sec as u64),
             run.seconds,
             run.downtime_ms,
             if run.confirmed { "" } else { " (sent, not confirmed)" },
         ),
-        _ => format!("{}: {}: {}", run.transport, word(run.status), reason(run)),
+        _ => format!("{}: {}: {}", name(run), word(run.status), reason(run)),
     }
+}
+
+/// What a run is called: its transport, and whether it had TLS.
+pub(super) fn name(run: &RunReport) -> String {
+    format!("{}{}", run.transport, if run.tls { " + TLS" } else { "" })
 }
 
 fn data_channels(run: &RunReport) -> String {
@@ -33,7 +38,7 @@ fn remarks(run: &RunReport) -> impl Iterator<Item = String> {
     let multifd = run.multifd.as_ref();
     let chosen = multifd.and_then(|multifd| multifd.channels_chosen.as_ref());
     let compression = multifd.and_then(|multifd| multifd.compression.as_ref());
-    let name = format!("{}{}", run.transport, data_channels(run));
+    let name = format!("{}{}", name(run), data_channels(run));
     let chosen = chosen.map(|why| format!("{name}: {why}"));
     let verdict = compression
         .map(|done| format!("{name}, {} level {}: {}", done.method, done.level, done.verdict));
@@ -102,7 +107,7 @@ pub(super) fn render(report: &BenchReport) -> String {
 }
 
 fn row(run: &RunReport, multifd: bool, registers: bool) -> Vec<String> {
-    let mut cells = vec![run.transport.clone()];
+    let mut cells = vec![name(run)];
     if multifd {
         let channels = run.multifd.as_ref().map(|multifd| multifd.channels.to_string());
         cells.push(channels.unwrap_or_else(|| "-".into()));
@@ -149,6 +154,7 @@ mod tests {
             verified: true,
             confirmed: true,
             warm: false,
+            tls: false,
             ram_bytes: 1 << 30,
             wire_bytes: 1 << 30,
             seconds: 1.0,

@@ -7,6 +7,7 @@ mod memory;
 mod rdma;
 mod report;
 mod system;
+mod tls;
 mod transports;
 
 use std::io::{self, Write};
@@ -25,6 +26,7 @@ pub(crate) fn run(flags: &DoctorFlags) -> Outcome {
     let mut checks = block_on(async { Ok(transports::checks().await) })?;
     checks.extend(memory::checks());
     checks.extend(system::checks());
+    checks.extend(tls::checks());
     let report = Report { machine: system::machine(), checks, rdma: rdma::look() };
     let written = match flags.json {
         true => serde_json::to_string_pretty(&report)

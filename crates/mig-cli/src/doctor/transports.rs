@@ -13,7 +13,10 @@ use mig::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::doctor::report::{Check, Group};
+use crate::doctor::{
+    report::{Check, Group},
+    tls,
+};
 
 /// A loopback connection that takes longer does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +37,7 @@ pub(crate) async fn checks() -> Vec<Check> {
         check("file", file(&path("stream")).await),
     ];
     checks.push(check("rdma", rdma().await));
+    checks.push(check("tls (tcp)", tls::x509(&folder.0.join("tls")).await));
     checks
 }
 
@@ -72,7 +76,11 @@ async fn both(uri: &str) -> Result<String> {
     connected(uri, &ListenOptions::default(), &ConnectOptions::default()).await
 }
 
-async fn connected(uri: &str, listen: &ListenOptions, connect: &ConnectOptions) -> Result<String> {
+pub(super) async fn connected(
+    uri: &str,
+    listen: &ListenOptions,
+    connect: &ConnectOptions,
+) -> Result<String> {
     let address = MigrationAddress::parse(uri)?;
     bounded(uri, async {
         let mut listener = mig::listener(&address, listen).await?;

@@ -14,6 +14,8 @@ Examples:
       mig bench --transport tcp --transport unix --size 1GiB --dirty-rate 200MiB/s --runs 5
   One, two and four data channels, and as many as are worth it:
       mig bench --transport tcp --channels 0,1,2,4,auto
+  What TLS costs:
+      mig bench --transport tcp --tls --warm
   RDMA next to tcp, at the address of an RDMA device's network interface (port 0: any):
       mig bench --transport tcp --transport rdma:192.0.2.1:0
   Numbers for a script:
@@ -67,6 +69,10 @@ pub(crate) struct BenchFlags {
     /// Processor time that `--channels auto` may use at the source: 150% is one and a half processors
     #[arg(long, value_name = "PERCENT", requires = "channels")]
     pub(crate) cpu_budget: Option<Percent>,
+
+    /// Run each transport that can have TLS a second time with it; the certificates are made for this run alone
+    #[arg(long)]
+    pub(crate) tls: bool,
 
     /// Runs of each transport
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::flags::Duration;
+use crate::flags::{Duration, TlsDestinationFlags};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +31,9 @@ pub(crate) struct InspectFlags {
     /// With a URI: give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
+
+    #[command(flatten)]
+    pub(crate) tls: TlsDestinationFlags,
 
     /// No remarks; errors are still told
     #[arg(short, long)]

@@ -4,23 +4,27 @@
 //! what cannot be.
 
 mod bench;
+mod certs;
 mod doctor;
 mod inspect;
 mod multifd;
 mod quantity;
 mod recv;
 mod send;
+mod tls;
 
 use clap::{ArgAction, Parser, Subcommand};
 
 pub(crate) use crate::flags::{
     bench::BenchFlags,
+    certs::CertsFlags,
     doctor::DoctorFlags,
     inspect::InspectFlags,
     multifd::{Channels, Compression, MultifdFlags, Percent, Uuid},
     quantity::{Duration, Rate, Size},
     recv::RecvFlags,
     send::SendFlags,
+    tls::{TlsDestinationFlags, TlsSourceFlags},
 };
 
 /// Exit codes, as `mig --help` tells them; `exit.rs` is where they are given.
@@ -66,6 +70,8 @@ pub(crate) enum Command {
     Inspect(InspectFlags),
     /// Tell what works on this machine, what does not, and the exact reason and remedy
     Doctor(DoctorFlags),
+    /// Make a set of certificates for a trial of TLS, and tell how to use them
+    Certs(CertsFlags),
 }
 
 impl Command {
@@ -77,6 +83,7 @@ impl Command {
             Self::Send(flags) => flags.quiet,
             Self::Inspect(flags) => flags.quiet,
             Self::Doctor(_) => false,
+            Self::Certs(flags) => flags.quiet,
         }
     }
 }

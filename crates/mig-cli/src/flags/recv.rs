@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, MultifdFlags, Size};
+use crate::flags::{Duration, MultifdFlags, Size, TlsDestinationFlags};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,6 +19,9 @@ Examples:
       mig recv rdma:192.0.2.1:4444 --save vm.mig
   From a QEMU with the capability `multifd` and four `multifd-channels`:
       mig recv tcp:127.0.0.1:4444 --multifd 4 --save vm.mig
+  Encrypted, and from nobody but who has a certificate of the same authority:
+      mig certs tls
+      mig recv tcp:0.0.0.0:4444 --tls-creds tls --save vm.mig
   Only verify that a stream is sound, and throw it away:
       mig recv tcp:[::1]:4444
 
@@ -64,7 +67,10 @@ pub(crate) struct RecvFlags {
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
 
-    /// Do not listen on an address that others can reach without TLS (which is not built in yet, and rdma has none)
+    #[command(flatten)]
+    pub(crate) tls: TlsDestinationFlags,
+
+    /// Do not listen on an address that others can reach without TLS (--tls-creds; rdma has none)
     #[arg(long)]
     pub(crate) require_tls: bool,
 

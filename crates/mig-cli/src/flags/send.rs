@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, MultifdFlags, Percent, Rate, Size, Uuid};
+use crate::flags::{Duration, MultifdFlags, Percent, Rate, Size, TlsSourceFlags, Uuid};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,6 +20,8 @@ Examples:
 
   Over four connections, into a QEMU with the capability `multifd` and four `multifd-channels`:
       mig send vm.mig tcp:otherhost:4444 --multifd 4
+  Encrypted, to a destination whose certificate is for otherhost:
+      mig send vm.mig tcp:otherhost:4444 --tls-creds tls
 
 Where the transport can carry answers (tcp, unix, vsock, socket fds), the destination is asked to
 confirm, and success is reported only after it did. Elsewhere (file, pipes, exec and rdma without
@@ -68,6 +70,9 @@ pub(crate) struct SendFlags {
     /// rdma: register at most this much memory at a time; default: a part of what may be locked here
     #[arg(long, value_name = "SIZE")]
     pub(crate) rdma_pinned_memory: Option<Size>,
+
+    #[command(flatten)]
+    pub(crate) tls: TlsSourceFlags,
 
     /// Give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]

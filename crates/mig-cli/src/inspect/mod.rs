@@ -56,10 +56,17 @@ impl From<io::Error> for Stopped {
 pub(crate) fn run(flags: &InspectFlags) -> Outcome {
     // stdout has the report alone, so nothing of it is told while it is made.
     let talk = Talk::new(flags.quiet, false);
-    let (report, outcome) = match Source::of(&flags.source)? {
+    let source = Source::of(&flags.source)?;
+    if flags.tls.tls_creds.is_some() && !matches!(source, Source::Uri(_)) {
+        return Err(Failure::misuse(format!(
+            "--tls-creds: {} is read as it is; TLS is for an address on which to wait for a source",
+            flags.source
+        )));
+    }
+    let (report, outcome) = match source {
         Source::Stdin => walk(io::stdin().lock(), "stdin", &StoredStream::default()),
         Source::File(path) => file(path)?,
-        Source::Uri(address) => crate::recv::inspect(address, flags.timeout, &talk),
+        Source::Uri(address) => crate::recv::inspect(address, &flags.tls, flags.timeout, &talk),
     };
     print(&report, flags.json)?;
     outcome

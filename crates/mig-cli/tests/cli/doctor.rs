@@ -10,8 +10,17 @@ fn the_report_names_every_transport() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
     let checks = report["checks"].as_array().unwrap();
-    for scheme in ["tcp (IPv4)", "tcp (IPv6)", "unix", "vsock", "fd (pipe)", "exec", "file", "rdma"]
-    {
+    for scheme in [
+        "tcp (IPv4)",
+        "tcp (IPv6)",
+        "unix",
+        "vsock",
+        "fd (pipe)",
+        "exec",
+        "file",
+        "rdma",
+        "tls (tcp)",
+    ] {
         assert!(checks.iter().any(|check| check["name"] == scheme), "{scheme}");
     }
     for check in checks {
@@ -19,7 +28,7 @@ fn the_report_names_every_transport() {
         assert_eq!(works, check.get("remedy").is_none(), "{check}");
         assert!(!check["detail"].as_str().unwrap().is_empty(), "{check}");
     }
-    for certain in ["unix", "exec", "file", "fd (pipe)"] {
+    for certain in ["unix", "exec", "file", "fd (pipe)", "tls (tcp)"] {
         let check = checks.iter().find(|check| check["name"] == certain).unwrap();
         assert_eq!(check["status"], "works", "{check}");
     }

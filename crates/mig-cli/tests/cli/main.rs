@@ -9,5 +9,6 @@ mod inspect;
 mod multifd;
 mod rdma;
 mod support;
+mod tls;
 mod transfer;
 mod usage;

@@ -35,6 +35,11 @@ fn help_of_inspect() {
 }
 
 #[test]
+fn help_of_certs() {
+    insta::assert_snapshot!(help(&["certs", "--help"]));
+}
+
+#[test]
 fn help_of_doctor() {
     insta::assert_snapshot!(help(&["doctor", "--help"]));
 }

@@ -29,6 +29,12 @@ impl Transport {
             Self::Address(address) => address.address().scheme(),
         }
     }
+
+    /// Whether a benchmark can put TLS around it. Descriptors and commands can carry it too, but say nothing that tcp and
+    /// unix do not.
+    pub fn can_have_tls(&self) -> bool {
+        matches!(self.scheme(), "tcp" | "unix" | "vsock")
+    }
 }
 
 impl fmt::Display for Transport {

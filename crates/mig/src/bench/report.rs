@@ -83,6 +83,8 @@ pub struct RunReport {
     pub confirmed: bool,
     /// Whether the destination's memory had been touched before the clock started.
     pub warm: bool,
+    /// Whether every channel had TLS.
+    pub tls: bool,
     /// Bytes of guest memory.
     pub ram_bytes: u64,
     /// Bytes sent by the source.

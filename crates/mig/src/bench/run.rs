@@ -55,6 +55,8 @@ pub struct RunPlan {
     pub workload: Workload,
     /// Cold or warm.
     pub memory: Memory,
+    /// With TLS on every channel, by certificates that are made for this run; where [`Transport::can_have_tls`].
+    pub tls: bool,
     /// What the source is told to do differently; the destination is told of `multifd`. The return path is what the transport
     /// has.
     pub capabilities: Capabilities,
@@ -105,6 +107,7 @@ pub fn run(plan: &RunPlan, started: impl FnOnce(Handles)) -> RunReport {
         verified: false,
         confirmed: false,
         warm: plan.memory == Memory::Warm,
+        tls: plan.tls,
         ram_bytes: plan.ram_bytes,
         wire_bytes: 0,
         seconds: 0.0,
@@ -174,7 +177,7 @@ fn measure(
     let handles = Handles { source: source.handle(), destination: destination.handle() };
     started(handles.clone());
 
-    let options = options(plan, &meeting);
+    let options = options(plan, &meeting)?;
     let met = meet(meeting, &options, &mut source, &mut destination, &handles, report);
     report.registration = registration(plan, &options);
     let (sent, received) = met?;
@@ -237,14 +240,42 @@ fn touch(ram: &RegionSlice) {
 }
 
 /// What both ends are told beside the address.
-fn options(plan: &RunPlan, meeting: &Meeting) -> (ListenOptions, ConnectOptions) {
+fn options(plan: &RunPlan, meeting: &Meeting) -> Result<(ListenOptions, ConnectOptions), Failure> {
     let (mut listen, mut connect) = (ListenOptions::default(), ConnectOptions::default());
     // Only for transports where both ends must agree; the others have it or not.
     (listen.return_path, connect.return_path) = (meeting.return_path, meeting.return_path);
     (listen.rdma_pinned_memory, connect.rdma_pinned_memory) =
         (plan.rdma_pinned_memory, plan.rdma_pinned_memory);
     connect.rdma_pin_all = plan.rdma_pin_all;
-    (listen, connect)
+    if plan.tls {
+        secure(&mut listen, &mut connect)?;
+    }
+    Ok((listen, connect))
+}
+
+/// Certificates of an authority that is forgotten right away.
+#[cfg(feature = "tls")]
+fn secure(listen: &mut ListenOptions, connect: &mut ConnectOptions) -> Result<(), Failure> {
+    use mig_transport_tls::{ClientCredentials, ServerCredentials, trial};
+
+    use crate::tls_end::{ConnectTls, ListenTls};
+
+    let folder = tempfile::Builder::new().prefix("mig-bench-").tempdir()?;
+    trial::make(folder.path(), &[], true)?;
+    listen.tls = Some(ListenTls::new(ServerCredentials::x509(folder.path(), true)?));
+    let mut tls = ConnectTls::new(ClientCredentials::x509(folder.path())?);
+    // Whatever the address is.
+    tls.hostname = Some("localhost".into());
+    connect.tls = Some(tls);
+    Ok(())
+}
+
+#[cfg(not(feature = "tls"))]
+fn secure(_listen: &mut ListenOptions, _connect: &mut ConnectOptions) -> Result<(), Failure> {
+    Err(Box::new(mig_transport::Error::Unavailable {
+        what: "TLS is not built into this program".into(),
+        remedy: "build it with the cargo feature \"tls\"".into(),
+    }))
 }
 
 /// What a transport with registered memory counted.

@@ -1,0 +1,93 @@
+//! `--tls-creds` and what goes with it: credentials are read and judged before anything is connected.
+
+use mig::{
+    ConnectTls, ListenTls,
+    tls::{Authorization, ClientCredentials, ServerCredentials},
+};
+
+use crate::{
+    failure::Outcome,
+    flags::{TlsDestinationFlags, TlsSourceFlags},
+};
+
+/// What a source can do when the two ends do not come to terms.
+pub(crate) fn advice(tls: &ConnectTls) -> &'static str {
+    if tls.credentials.has_certificate() { ADVICE } else { WITHOUT_CERTIFICATE }
+}
+
+const WITHOUT_CERTIFICATE: &str = "this end has no certificate, which most destinations want to see (verify-peer): put client-cert.pem \
+                                   and client-key.pem of an authority that the destination knows beside ca-cert.pem";
+
+const ADVICE: &str = "look at the other end's log, which says why it refused if it did; both ends need TLS, the same \
+                                 authority, and a name that is in the destination's certificate (`mig certs DIR` makes a set that fits)";
+
+/// What a source is told.
+pub(crate) fn source(flags: &TlsSourceFlags) -> Outcome<Option<ConnectTls>> {
+    let Some(dir) = &flags.tls_creds else { return Ok(None) };
+    let credentials = match &flags.tls_psk {
+        None => ClientCredentials::x509(dir)?,
+        Some(username) => keys::of_source(dir, username)?,
+    };
+    let mut tls = ConnectTls::new(credentials);
+    tls.hostname.clone_from(&flags.tls_hostname);
+    Ok(Some(tls))
+}
+
+/// What a destination is told.
+pub(crate) fn destination(flags: &TlsDestinationFlags) -> Outcome<Option<ListenTls>> {
+    let Some(dir) = &flags.tls_creds else { return Ok(None) };
+    let credentials = match flags.tls_psk {
+        false => ServerCredentials::x509(dir, true)?,
+        true => keys::of_destination(dir)?,
+    };
+    let mut tls = ListenTls::new(credentials);
+    if !flags.tls_authz.is_empty() {
+        tls.options.authorization = Some(Authorization::parse(&flags.tls_authz)?);
+    }
+    Ok(Some(tls))
+}
+
+#[cfg(feature = "tls-psk")]
+mod keys {
+    use std::path::Path;
+
+    use mig::tls::{ClientCredentials, ServerCredentials};
+
+    use crate::failure::Outcome;
+
+    pub(super) fn of_source(dir: &Path, username: &str) -> Outcome<ClientCredentials> {
+        Ok(ClientCredentials::psk(dir, username)?)
+    }
+
+    pub(super) fn of_destination(dir: &Path) -> Outcome<ServerCredentials> {
+        Ok(ServerCredentials::psk(dir)?)
+    }
+}
+
+#[cfg(not(feature = "tls-psk"))]
+mod keys {
+    use std::path::Path;
+
+    use mig::{
+        tls::{ClientCredentials, ServerCredentials},
+        transport::Blame,
+    };
+
+    use crate::failure::{Failure, Outcome};
+
+    pub(super) fn of_source(_dir: &Path, _username: &str) -> Outcome<ClientCredentials> {
+        Err(not_built_in())
+    }
+
+    pub(super) fn of_destination(_dir: &Path) -> Outcome<ServerCredentials> {
+        Err(not_built_in())
+    }
+
+    fn not_built_in() -> Failure {
+        let what = "--tls-psk: TLS with pre-shared keys is not built into this mig";
+        Failure::new(Blame::Unavailable, what).next(
+            "use certificates (`mig certs DIR` makes a trial set), or build mig with the cargo feature tls-psk (cargo build \
+             --release -p mig-cli --features tls-psk), which needs OpenSSL's headers (libssl-dev, pkg-config)",
+        )
+    }
+}
