@@ -1,12 +1,13 @@
 //! The binary `mig` as a child.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use serde_json::Value;
 
 use crate::process::{Process, STEP};
 use crate::qemu::target_directory;
+use crate::report;
 
 /// The built binary: what `MIG_BIN` names, else the one beside the running test.
 ///
@@ -34,6 +35,17 @@ pub fn command(arguments: &[&str]) -> Command {
     command
 }
 
+/// The binary with TLS by pre-shared keys, which needs OpenSSL: what `MIG_PSK_BIN` names; or reports that the running
+/// test cannot have it.
+#[must_use]
+pub fn with_keys_or_skip() -> Option<PathBuf> {
+    let binary = std::env::var_os("MIG_PSK_BIN").map(PathBuf::from);
+    if binary.is_none() {
+        report::skip("no mig built with the feature tls-psk: `cargo xtask test` makes one");
+    }
+    binary
+}
+
 /// A started `mig`.
 #[derive(Debug)]
 pub struct Mig {
@@ -46,6 +58,14 @@ impl Mig {
     #[must_use]
     pub fn start(name: &str, arguments: &[&str]) -> Self {
         Self { process: Process::start(name, command(arguments), true) }
+    }
+
+    /// Starts another `mig`.
+    #[must_use]
+    pub fn of(binary: &Path, name: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binary);
+        command.args(arguments).stdin(std::process::Stdio::null());
+        Self { process: Process::start(name, command, true) }
     }
 
     /// Starts `mig` with everything that these modules (`RUST_LOG`'s directives) trace on its stderr.

@@ -7,6 +7,8 @@
 //! directory holds is docs/wire/transports.md §5.2.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -38,6 +40,18 @@ impl Endpoint {
             Self::Server => "server",
         }
     }
+}
+
+/// Who has the key of [`pre_shared`].
+pub const USERNAME: &str = "migration";
+
+/// The key, in digits.
+pub const KEY: &str = "9a5eed0000112233445566778899aabbccddeeff0f1e2d3c4b5a697887960123";
+
+/// A directory with one pre-shared key, for both ends.
+pub fn pre_shared(dir: &Path, username: &str, key: &str) {
+    fs::create_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    write(&dir.join("keys.psk"), &format!("{username}:{key}\n"));
 }
 
 /// What a certificate says.
@@ -92,9 +106,11 @@ impl Authority {
         dir
     }
 
-    /// The directory trusts this authority instead of another.
+    /// The directory trusts this authority, beside those that it trusts already.
     pub fn trusted_in(&self, dir: &Path) {
-        write(&dir.join("ca-cert.pem"), &self.certificate);
+        let file = dir.join("ca-cert.pem");
+        let already = fs::read_to_string(&file).unwrap_or_default();
+        write(&file, &format!("{already}{}", self.certificate));
     }
 
     /// Puts an end's certificate and key there.
@@ -134,8 +150,16 @@ impl Authority {
     }
 }
 
+/// Readable by its owner only, as a key should be.
 fn write(file: &Path, contents: &str) {
-    fs::write(file, contents).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(file)
+        .and_then(|mut file| file.write_all(contents.as_bytes()))
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
 impl Qemu {

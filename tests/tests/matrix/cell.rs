@@ -11,6 +11,7 @@ use mig_tests::scratch::Scratch;
 use mig_tests::stream;
 
 use crate::link::{self, Transport};
+use crate::secured::Security;
 
 /// Out through `mig recv --save`, in through `mig send`, and the file into a third QEMU without us.
 pub(crate) fn works(
@@ -19,9 +20,21 @@ pub(crate) fn works(
     transport: Transport,
     return_path: bool,
 ) {
+    secured(release, machine, transport, return_path, Security::Plain);
+}
+
+/// The same with TLS.
+pub(crate) fn secured(
+    release: Release,
+    machine: &'static str,
+    transport: Transport,
+    return_path: bool,
+    security: Security,
+) {
     let Some(binary) = release.or_skip() else { return };
-    let cell = Cell::new(binary.version(), machine, transport.name(), feature(return_path));
-    with_a_source_that_keeps_track(|| attempt(&binary, machine, transport, return_path));
+    let feature = security.feature(return_path);
+    let cell = Cell::new(binary.version(), machine, transport.name(), feature);
+    with_a_source_that_keeps_track(|| attempt(&binary, machine, transport, return_path, security));
     cell.passed("works");
 }
 
@@ -30,20 +43,22 @@ fn attempt(
     machine: &str,
     transport: Transport,
     return_path: bool,
+    security: Security,
 ) -> Result<(), LostTrack> {
     let scratch = Scratch::new();
+    let secured = security.arranged(&scratch);
     let setup = Setup { binary, machine, scratch: &scratch, image: Image::Dirty };
     let saved = scratch.path("saved");
 
     let mut source = setup.source("source");
     source.set_capability("return-path", return_path);
-    link::save(transport, binary, &mut source, &scratch, &saved, return_path);
+    link::save(transport, binary, &mut source, &scratch, &saved, return_path, &secured);
     source.reaches("postmigrate");
     source.kept_track()?;
     let seen = Seen::of(&mut source, &scratch);
 
     let mut destination = setup.destination("destination");
-    link::send(transport, binary, &mut destination, &scratch, &saved, return_path);
+    link::send(transport, binary, &mut destination, &scratch, &saved, return_path, &secured);
     seen.lives_on_in(&mut destination, &scratch);
     // The real source still says the same after all this.
     assert_eq!(source.query()["status"], "completed");
@@ -59,10 +74,6 @@ fn attempt(
     let commands = stream::tally("the saved file", &bytes).commands;
     assert_eq!(commands, usize::from(binary.is_at_least(10, 0)), "commands in the saved file");
     Ok(())
-}
-
-fn feature(return_path: bool) -> &'static str {
-    if return_path { "return path" } else { "plain" }
 }
 
 pub(crate) fn loads_without_us(setup: &Setup<'_>, seen: &Seen, name: &str, uri: &str) {

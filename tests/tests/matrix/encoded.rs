@@ -13,6 +13,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use mig::ConnectOptions;
 use mig_tests::guest::{Image, assert_same_memory};
 use mig_tests::mig::Mig;
 use mig_tests::qemu::{Qemu, RAM_MIB, Release, Setup, text};
@@ -116,7 +117,7 @@ pub(crate) fn into_qemu(release: Release, machine: &'static str) {
     let mut destination = setup.destination("destination");
     destination.incoming("tcp:127.0.0.1:0");
     let uri = format!("tcp:{}", destination.listening_address());
-    let sent = live::send_with_xbzrle(&captured, &uri);
+    let sent = live::send_with_xbzrle(&captured, &uri, &ConnectOptions::default());
     destination.completed();
     assert!(sent.confirmed, "the destination has said so");
     let cache = sent.info.xbzrle_cache.expect("the capability is on");
@@ -129,14 +130,14 @@ pub(crate) fn into_qemu(release: Release, machine: &'static str) {
 
 /// Compares what QEMU shows of its memory with a whole `pc.ram`: where ROMs hide it, they are what QEMU shows.
 #[track_caller]
-fn assert_same_ram(what: &str, shown: &[u8], ram: &[u8]) {
+pub(crate) fn assert_same_ram(what: &str, shown: &[u8], ram: &[u8]) {
     const ROMS: std::ops::Range<usize> = 0xa_0000..0x10_0000;
     assert_eq!(shown.len(), ram.len(), "{what}: sizes differ");
     assert_same_memory(what, &shown[..ROMS.start], &ram[..ROMS.start]);
     assert_same_memory(what, &shown[ROMS.end..], &ram[ROMS.end..]);
 }
 
-fn capture(setup: &Setup<'_>, file: &Path) -> Captured {
+pub(crate) fn capture(setup: &Setup<'_>, file: &Path) -> Captured {
     let mut source = setup.source("captured");
     source.stop();
     Captured::of("the captured stream", &stream_of(&mut source, file))

@@ -12,6 +12,8 @@ use mig_tests::process::{Process, STEP};
 use mig_tests::qemu::{Binary, Qemu, text};
 use mig_tests::scratch::Scratch;
 
+use crate::secured::Secured;
+
 /// The rows of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -47,6 +49,11 @@ impl Transport {
             Self::File => "file",
         }
     }
+
+    /// Whether a source knows its destination's host by the address.
+    pub(crate) fn names_a_host(self) -> bool {
+        matches!(self, Self::TcpV4 | Self::TcpV6)
+    }
 }
 
 /// Which way the stream goes over the link, seen from `mig`.
@@ -64,9 +71,16 @@ pub(crate) fn save(
     scratch: &Scratch,
     saved: &Path,
     return_path: bool,
+    secured: &Secured,
 ) {
     let saved = text(saved);
-    let recv = |uri: &str| Mig::start("mig recv", &["recv", uri, "--save", saved, "--json"]);
+    secured.source(source, transport);
+    let secured = secured.destination_flags();
+    let secured = secured.iter().map(String::as_str);
+    let recv = |uri: &str| {
+        let words = ["recv", uri, "--save", saved, "--json"].into_iter();
+        Mig::start("mig recv", &words.chain(secured.clone()).collect::<Vec<_>>())
+    };
     // On sockets answering is the rule; through a child's pipes `recv` has to be told.
     let told = return_path.then_some("--return-path");
     match transport {
@@ -78,8 +92,8 @@ pub(crate) fn save(
         }
         Transport::ExecByQemu => {
             let mig = mig::binary();
-            let words =
-                format!("{} recv fd:0 --save {saved} {}", text(&mig), told.unwrap_or_default());
+            let flags: Vec<&str> = told.into_iter().chain(secured).collect();
+            let words = format!("{} recv fd:0 --save {saved} {}", text(&mig), flags.join(" "));
             source.migrate(&telling_its_end(&words));
             source.completed();
             child_ended_well(source);
@@ -88,7 +102,7 @@ pub(crate) fn save(
             let fifos = Fifos::make(scratch, "save");
             let uri = fifos.mig_side(Direction::FromQemu, return_path);
             let mut words = vec!["recv", uri.as_str(), "--save", saved, "--json"];
-            words.extend(told);
+            words.extend(told.into_iter().chain(secured));
             let mut mig = Mig::start("mig recv", &words);
             source.migrate(&fifos.qemu_side(Direction::FromQemu, return_path));
             source.completed();
@@ -97,7 +111,7 @@ pub(crate) fn save(
         Transport::FdSocket | Transport::FdPipe => {
             let (ours, qemus) = descriptors(transport, Direction::FromQemu);
             let mut command = mig::command(&["recv", "fd:0", "--save", saved, "--json"]);
-            command.stdin(ours);
+            command.args(secured).stdin(ours);
             let mut mig = Mig { process: Process::start("mig recv", command, true) };
             source.hand_over("link", qemus.as_fd());
             drop(qemus);
@@ -122,10 +136,17 @@ pub(crate) fn send(
     scratch: &Scratch,
     saved: &Path,
     return_path: bool,
+    secured: &Secured,
 ) {
     let saved = text(saved);
     let flag = flag(return_path);
-    let send = |uri: &str| Mig::start("mig send", &["send", saved, uri, flag, "--json"]);
+    secured.destination(destination);
+    let secured = secured.source_flags(transport);
+    let secured = secured.iter().map(String::as_str);
+    let send = |uri: &str| {
+        let words = ["send", saved, uri, flag, "--json"].into_iter();
+        Mig::start("mig send", &words.chain(secured.clone()).collect::<Vec<_>>())
+    };
     match transport {
         Transport::TcpV4 | Transport::TcpV6 => {
             destination.incoming(&listening_uri(transport, scratch, "send"));
@@ -142,9 +163,10 @@ pub(crate) fn send(
         }
         Transport::ExecByQemu => {
             let mig = mig::binary();
-            // QEMU writes its answers into our stdin.
-            let fds = if return_path { "fd:0,1" } else { "fd:1" };
-            let words = format!("{} send {saved} {fds} {flag}", text(&mig));
+            let flags: Vec<&str> = secured.collect();
+            // QEMU writes its answers, and its part of a handshake, into our stdin.
+            let fds = if return_path || !flags.is_empty() { "fd:0,1" } else { "fd:1" };
+            let words = format!("{} send {saved} {fds} {flag} {}", text(&mig), flags.join(" "));
             destination.incoming(&telling_its_end(&words));
             destination.completed();
             child_ended_well(destination);
@@ -162,7 +184,7 @@ pub(crate) fn send(
             drop(qemus);
             destination.incoming("fd:link");
             let mut command = mig::command(&["send", saved, "fd:1", flag]);
-            command.stdout(ours);
+            command.args(secured).stdout(ours);
             let mut mig = Mig { process: Process::start("mig send", command, false) };
             destination.completed();
             mig.succeeds();

@@ -152,7 +152,7 @@ pub(crate) struct Sent {
 /// written at first and larger later.
 #[must_use]
 #[track_caller]
-pub(crate) fn send_with_xbzrle(captured: &Captured, uri: &str) -> Sent {
+pub(crate) fn send_with_xbzrle(captured: &Captured, uri: &str, options: &ConnectOptions) -> Sent {
     let ram = captured.ram(true);
     let index = ram.find(b"pc.ram").expect("every PC has it");
     let pages = ram.block(index).expect("it was just found").pages();
@@ -174,7 +174,7 @@ pub(crate) fn send_with_xbzrle(captured: &Captured, uri: &str) -> Sent {
     let handle = source.handle();
     let outcome = block_on(async {
         let at = MigrationAddress::parse(uri).expect("an address");
-        let connector = mig::connector(&at, &ConnectOptions::default()).expect("a backend");
+        let connector = mig::connector(&at, options).expect("a backend");
         let mut events = handle.subscribe();
         let grows = async {
             while let Ok(event) = events.recv().await {
@@ -197,13 +197,26 @@ pub(crate) fn send_with_xbzrle(captured: &Captured, uri: &str) -> Sent {
 #[must_use]
 #[track_caller]
 pub(crate) fn receive(captured: &Captured, uri: &str) -> Ram {
+    receive_from(captured, uri, &ListenOptions::default(), |_| ())
+}
+
+/// The same; `listening` is told where, as soon as a source may come.
+#[must_use]
+#[track_caller]
+pub(crate) fn receive_from(
+    captured: &Captured,
+    uri: &str,
+    options: &ListenOptions,
+    listening: impl FnOnce(&str),
+) -> Ram {
     let ram = captured.ram(false);
     let machine = Machine(captured_machine(captured));
     let mut destination = Destination::new(Arc::clone(&ram) as _, Box::new(machine));
     let outcome = block_on(async {
         let at = MigrationAddress::parse(uri).expect("an address");
-        let listening = mig::listener(&at, &ListenOptions::default()).await;
-        let mut listener = listening.unwrap_or_else(|error| panic!("{uri}: {error}"));
+        let bound = mig::listener(&at, options).await;
+        let mut listener = bound.unwrap_or_else(|error| panic!("{uri}: {error}"));
+        listening(listener.local_addresses().first().map_or(uri, String::as_str));
         destination.run(&mut *listener).await
     });
     if let Err(error) = outcome {

@@ -19,6 +19,7 @@ mod misfits;
 mod multifd;
 mod piped;
 mod refused;
+mod secured;
 mod tls;
 
 use mig_tests::guard::guarded;
@@ -171,16 +172,111 @@ misfits! {
     unpacked_multifd: Unpacked;
 }
 
+macro_rules! with_tls {
+    ($($module:ident: $release:ident;)*) => { $(
+        mod $module {
+            use super::*;
+            use secured::Security;
+
+            secured_rows! { $release;
+                tcp: TcpV4 false X509;
+                tcp_return_path: TcpV4 true X509;
+                unix: Unix true X509;
+                exec_by_qemu: ExecByQemu false X509;
+                fd_socket: FdSocket true X509;
+            }
+
+            wishes! { $release "pc";
+                multifd: TLS;
+                multifd_zstd: TLS_ZSTD;
+            }
+
+            #[test]
+            fn live_into_qemu() {
+                guarded(|| tls::live::into_qemu(Release::$release));
+            }
+
+            #[test]
+            fn live_from_qemu() {
+                guarded(|| tls::live::from_qemu(Release::$release));
+            }
+
+            #[test]
+            fn strangers_by_distinguished_name() {
+                guarded(|| tls::refused::by_recv(Release::$release, "dn:O=mig tests,CN=source-1"));
+            }
+
+            #[test]
+            fn strangers_by_alternative_name() {
+                guarded(|| tls::refused::by_recv(Release::$release, "san:dns:source-1.example"));
+            }
+
+            #[test]
+            fn strangers_at_qemu() {
+                guarded(|| tls::refused::by_qemu(Release::$release));
+            }
+
+            #[test]
+            fn pre_shared_key() {
+                guarded(|| tls::pre_shared::works(Release::$release));
+            }
+
+            #[test]
+            fn another_pre_shared_key() {
+                guarded(|| tls::pre_shared::refused(Release::$release));
+            }
+
+            #[test]
+            fn into_a_qemu_without() {
+                guarded(|| tls::refused::where_qemu_has_none(Release::$release));
+            }
+
+            #[test]
+            fn a_certificate_without_alternative_names() {
+                guarded(|| tls::refused::without_alternative_names(Release::$release));
+            }
+        }
+    )* };
+}
+
+macro_rules! secured_rows {
+    ($release:ident; $($row:ident: $transport:ident $return_path:literal $security:ident;)*) => { $(
+        #[test]
+        fn $row() {
+            guarded(|| {
+                let transport = Transport::$transport;
+                let security = Security::$security;
+                cell::secured(Release::$release, "pc", transport, $return_path, security);
+            });
+        }
+    )* };
+}
+
+with_tls! {
+    installed_tls: Installed;
+    unpacked_tls: Unpacked;
+}
+
 mod tls_between_qemus {
     use super::*;
+    use secured::Security;
 
     #[test]
-    fn installed_to_unpacked() {
-        guarded(|| tls::between_qemus::works(Release::Installed, Release::Unpacked));
+    fn older_to_newer() {
+        guarded(|| {
+            tls::between_qemus::works(Release::Installed, Release::Unpacked, Security::X509);
+        });
     }
 
     #[test]
-    fn unpacked_to_installed() {
-        guarded(|| tls::between_qemus::works(Release::Unpacked, Release::Installed));
+    fn newer_to_older() {
+        guarded(|| {
+            tls::between_qemus::works(Release::Unpacked, Release::Installed, Security::X509);
+        });
+    }
+
+    #[test]
+    fn older_to_newer_with_a_key() {
+        guarded(|| tls::between_qemus::works(Release::Installed, Release::Unpacked, Security::Psk));
     }
 }

@@ -26,6 +26,7 @@ use mig_tests::stream;
 
 use crate::cell::{loads_without_us, nothing_temporary_left};
 use crate::link::{self, Transport};
+use crate::secured::{Secured, Security};
 
 /// One row of docs/interop.md.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,7 @@ pub(crate) struct Wish {
     pub(crate) compression: &'static str,
     pub(crate) return_path: bool,
     pub(crate) source: Kind,
+    pub(crate) security: Security,
 }
 
 /// What is particular about the source.
@@ -57,6 +59,7 @@ pub(crate) const PLAIN: Wish = Wish {
     compression: "none",
     return_path: false,
     source: Kind::Usual,
+    security: Security::Plain,
 };
 
 pub(crate) const ZLIB: Wish = Wish {
@@ -89,6 +92,17 @@ pub(crate) const LEGACY_ZERO_PAGES: Wish = Wish {
     return_path: true,
     source: Kind::LegacyZeroPages,
     ..PLAIN
+};
+
+/// Each channel with TLS.
+pub(crate) const TLS: Wish =
+    Wish { feature: "multifd, 2 channels, TLS", security: Security::X509, ..PLAIN };
+
+pub(crate) const TLS_ZSTD: Wish = Wish {
+    feature: "multifd, 4 channels, zstd, TLS, return path",
+    transport: Transport::Unix,
+    security: Security::X509,
+    ..ZSTD
 };
 
 impl Wish {
@@ -142,13 +156,15 @@ fn attempt(binary: &Binary, machine: &'static str, wish: Wish) -> Result<(), Los
     let machine = wish.machine(machine);
     let setup = Setup { binary, machine, scratch: &scratch, image: Image::Dirty };
     let (saved, again) = (scratch.path("saved"), scratch.path("again"));
+    let secured = wish.security.arranged(&scratch);
 
     let mut source = setup.source("source");
     wish.set(&mut source);
+    secured.source(&mut source, wish.transport);
     if wish.source == Kind::LegacyZeroPages {
         source.set_parameters(json!({ "zero-page-detection": "legacy" }));
     }
-    let mut recv = receiving(&wish, &scratch, Some(&saved));
+    let mut recv = receiving(&wish, &secured, &scratch, Some(&saved));
     source.migrate(&recv.listening());
     source.completed();
     received(&mut recv, wish.return_path);
@@ -166,9 +182,9 @@ fn attempt(binary: &Binary, machine: &'static str, wish: Wish) -> Result<(), Los
     nothing_temporary_left(&scratch, &saved);
     loads_without_us(&setup, &seen, "without", &format!("exec:cat {}", text(&saved)));
 
-    from_mig_to_mig(&wish, &scratch, &saved, &again);
+    from_mig_to_mig(&wish, &secured, &scratch, &saved, &again);
     let mut destination = setup.destination("destination");
-    into_qemu(&wish, &scratch, &again, &mut destination);
+    into_qemu(&wish, &secured, &scratch, &again, &mut destination);
     seen.lives_on_in(&mut destination, &scratch);
     Ok(())
 }
@@ -189,7 +205,8 @@ pub(crate) fn plain_file(release: Release, machine: &'static str) {
         source.kept_track()?;
         let seen = Seen::of(&mut source, &scratch);
         let mut destination = setup.destination("destination");
-        into_qemu(&wish, &scratch, &file, &mut destination);
+        let secured = wish.security.arranged(&scratch);
+        into_qemu(&wish, &secured, &scratch, &file, &mut destination);
         seen.lives_on_in(&mut destination, &scratch);
         Ok(())
     });
@@ -204,18 +221,21 @@ pub(crate) fn verified_and_discarded(release: Release, machine: &'static str) {
     let wish = Wish { return_path: true, ..PLAIN };
     let mut source = setup.source("source");
     wish.set(&mut source);
-    let mut recv = receiving(&wish, &scratch, None);
+    let secured = wish.security.arranged(&scratch);
+    let mut recv = receiving(&wish, &secured, &scratch, None);
     source.migrate(&recv.listening());
     source.completed();
     received(&mut recv, true);
 }
 
 /// A `mig recv` that expects this, kept in `save` or not at all.
-fn receiving(wish: &Wish, scratch: &Scratch, save: Option<&Path>) -> Mig {
+fn receiving(wish: &Wish, secured: &Secured, scratch: &Scratch, save: Option<&Path>) -> Mig {
     let uri = link::listening_uri(wish.transport, scratch, "recv");
     let flags = wish.flags();
     let mut words = vec!["recv", uri.as_str(), "--json"];
     words.extend(flags.iter().map(String::as_str));
+    let secured = secured.destination_flags();
+    words.extend(secured.iter().map(String::as_str));
     if let Some(save) = save {
         words.extend(["--save", text(save)]);
     }
@@ -233,10 +253,12 @@ fn received(recv: &mut Mig, confirmed: bool) {
     assert!(told["pages"]["zero"].as_u64() >= Some(1000), "{told}");
 }
 
-fn sending(wish: &Wish, file: &Path, uri: &str) -> Mig {
+fn sending(wish: &Wish, secured: &Secured, file: &Path, uri: &str) -> Mig {
     let flags = wish.flags();
     let mut words = vec!["send", text(file), uri, "--json", link::flag(wish.return_path)];
     words.extend(flags.iter().map(String::as_str));
+    let secured = secured.source_flags(wish.transport);
+    words.extend(secured.iter().map(String::as_str));
     Mig::start("mig send", &words)
 }
 
@@ -256,9 +278,9 @@ fn went_beside(told: &Value) {
 }
 
 /// The same guest in `to` as in `from`, page by page and device by device.
-fn from_mig_to_mig(wish: &Wish, scratch: &Scratch, from: &Path, to: &Path) {
-    let mut recv = receiving(wish, scratch, Some(to));
-    let mut send = sending(wish, from, &recv.listening());
+fn from_mig_to_mig(wish: &Wish, secured: &Secured, scratch: &Scratch, from: &Path, to: &Path) {
+    let mut recv = receiving(wish, secured, scratch, Some(to));
+    let mut send = sending(wish, secured, from, &recv.listening());
     sent(&mut send, wish.return_path);
     received(&mut recv, wish.return_path);
     is_complete(to);
@@ -267,14 +289,21 @@ fn from_mig_to_mig(wish: &Wish, scratch: &Scratch, from: &Path, to: &Path) {
     stream::assert_brings_the_same("from mig to mig", &brought(from), &brought(to));
 }
 
-fn into_qemu(wish: &Wish, scratch: &Scratch, file: &Path, destination: &mut Qemu) {
+fn into_qemu(
+    wish: &Wish,
+    secured: &Secured,
+    scratch: &Scratch,
+    file: &Path,
+    destination: &mut Qemu,
+) {
     wish.set(destination);
+    secured.destination(destination);
     let mut uri = link::listening_uri(wish.transport, scratch, "into-qemu");
     destination.incoming(&uri);
     if wish.transport != Transport::Unix {
         uri = format!("tcp:{}", destination.listening_address());
     }
-    let mut send = sending(wish, file, &uri);
+    let mut send = sending(wish, secured, file, &uri);
     destination.completed();
     sent(&mut send, wish.return_path);
 }
