@@ -22,6 +22,10 @@ const NEEDED: &[(&str, &str, &str)] = &[
     ("iperf3", "iperf3", "the yardstick of bench/"),
 ];
 
+/// (package, what for): what has no program to look for.
+const NEEDED_TO_BUILD: &[(&str, &str)] =
+    &[("libssl-dev", "TLS with pre-shared keys"), ("pkg-config", "finding libssl-dev")];
+
 /// (package, what for)
 const NEEDED_BY_THE_LAB: &[(&str, &str)] = &[
     ("qemu-system-x86", "the virtual machine"),
@@ -41,7 +45,7 @@ pub(crate) fn packages(network: Network) {
     let programs = NEEDED.iter().filter(|(program, _, _)| !in_path(program));
     let mut missing: Vec<(&str, &str)> =
         programs.map(|(_, package, user)| (*package, *user)).collect();
-    for (package, user) in missing_for_the_lab() {
+    for (package, user) in missing_of(&[NEEDED_TO_BUILD, NEEDED_BY_THE_LAB].concat()) {
         if !missing.iter().any(|(already, _)| *already == package) {
             missing.push((package, user));
         }
@@ -55,19 +59,19 @@ pub(crate) fn packages_of_the_lab(network: Network) -> Result<(), String> {
     if !in_path("dpkg-query") || !in_path("apt-get") {
         return Err("the lab is made of Debian packages, and this is not Debian".to_owned());
     }
-    bring(network, &missing_for_the_lab())
+    bring(network, &missing_of(NEEDED_BY_THE_LAB))
 }
 
-fn missing_for_the_lab() -> Vec<(&'static str, &'static str)> {
+fn missing_of(needed: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     let mut query = Command::new("dpkg-query");
     query.args(["-W", "-f", "${Package} ${Status}\n"]);
-    query.args(NEEDED_BY_THE_LAB.iter().map(|(package, _)| package)).stderr(Stdio::null());
+    query.args(needed.iter().map(|(package, _)| package)).stderr(Stdio::null());
     // It fails if it does not know one of them, having told about the others.
     let told = query.output().map(|output| output.stdout).unwrap_or_default();
     let told = String::from_utf8_lossy(&told);
     let is_there =
         |package: &str| told.lines().any(|line| line == format!("{package} install ok installed"));
-    NEEDED_BY_THE_LAB.iter().copied().filter(|(package, _)| !is_there(package)).collect()
+    needed.iter().copied().filter(|(package, _)| !is_there(package)).collect()
 }
 
 fn bring(network: Network, missing: &[(&str, &str)]) -> Result<(), String> {

@@ -72,6 +72,8 @@ pub(crate) fn run_lab(repository: &Repository, filter: &[OsString]) -> Result<()
 /// What the tests are told, and where they tell.
 struct Suite {
     binary: PathBuf,
+    /// The same with the feature `tls-psk`, where it can be built.
+    with_keys: Option<PathBuf>,
     skips: PathBuf,
     results: PathBuf,
     faults: PathBuf,
@@ -88,10 +90,13 @@ impl Suite {
                 eprintln!("xtask: no second QEMU, though it should be: {why}");
             }
         }
+        let with_keys = build_with_keys(repository)
+            .inspect_err(|why| eprintln!("xtask: no mig with pre-shared keys: {why}"));
         // The scenarios run the debug binary: arithmetic overflow and debug assertions are checked against real peers.
         repository.cargo(&["build", "--quiet", "-p", "mig-cli"], &[])?;
         let suite = Self {
             binary: repository.target.join("debug/mig"),
+            with_keys: with_keys.ok(),
             skips: repository.target.join("test-skips.tsv"),
             results: repository.target.join("interop-results.jsonl"),
             faults: repository.target.join("fault-results.jsonl"),
@@ -111,6 +116,9 @@ impl Suite {
             ("MIG_INTEROP_RESULTS", self.results.as_os_str()),
             ("MIG_FAULT_RESULTS", self.faults.as_os_str()),
         ];
+        if let Some(with_keys) = &self.with_keys {
+            environment.push(("MIG_PSK_BIN", with_keys.as_os_str()));
+        }
         match &self.second_qemu {
             SecondQemu::Ready(root) => environment.push(("MIG_SECOND_QEMU", root.as_os_str())),
             SecondQemu::NotOffered(why) => {
@@ -120,6 +128,15 @@ impl Suite {
         }
         environment
     }
+}
+
+/// The tool with TLS by pre-shared keys, under a name of its own: the tests of the tool build the usual one again.
+fn build_with_keys(repository: &Repository) -> Result<PathBuf, String> {
+    repository.cargo(&["build", "--quiet", "-p", "mig-cli", "--features", "tls-psk"], &[])?;
+    let kept = repository.target.join("debug/mig-psk");
+    fs::copy(repository.target.join("debug/mig"), &kept)
+        .map_err(|error| format!("cannot write {}: {error}", kept.display()))?;
+    Ok(kept)
 }
 
 /// Runs the lab's stage. A lab that cannot be had is a skip with its reason, and so a failure in CI.
