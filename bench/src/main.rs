@@ -14,6 +14,7 @@
 //! test. Every wait is bounded, and every child dies with this process.
 
 mod benchmark;
+mod certificates;
 mod child;
 mod contest;
 mod contestant;

@@ -40,7 +40,7 @@ fn against_qemu(
     for binary in binaries {
         versions.push(binary.version().to_owned());
         let contents = Rc::clone(&contents);
-        contestants.push(Box::new(Qemu { binary, transport, contents, multifd: None }));
+        contestants.push(Box::new(Qemu { binary, transport, contents, multifd: None, tls: None }));
     }
     let name = format!("{}-cold", transport.name());
     section.entries = contest(&name, &mut contestants, plan.runs)?;

@@ -10,6 +10,7 @@ mod rate_limit;
 mod rdma;
 mod receiver_memory;
 mod stripe;
+mod tls;
 mod warm;
 mod xbzrle;
 mod zero;
@@ -95,6 +96,12 @@ pub(crate) const ALL: &[Benchmark] = &[
         title: "2 data channels, from a small guest to a large one",
         lab: false,
         run: curve::run,
+    },
+    Benchmark {
+        name: "tls",
+        title: "TLS into warm memory, against plain, against QEMU's, against decrypting alone",
+        lab: false,
+        run: tls::run,
     },
     Benchmark {
         name: "xbzrle",

@@ -40,7 +40,7 @@ fn qemus(contents: &Rc<FilledFile>, multifd: Multifd) -> Result<Vec<Box<dyn Cont
     }
     let qemu = |binary| -> Box<dyn Contestant> {
         let (transport, contents) = (Transport::Tcp, Rc::clone(contents));
-        Box::new(Qemu { binary, transport, contents, multifd: Some(multifd) })
+        Box::new(Qemu { binary, transport, contents, multifd: Some(multifd), tls: None })
     };
     Ok(binaries.into_iter().map(qemu).collect())
 }

@@ -47,7 +47,7 @@ pub(super) fn throughput(plan: &Plan, section: &mut Section) -> Result<()> {
         for pin_all in [false, true] {
             let (binary, contents) = (binary.clone(), Rc::clone(&contents));
             let transport = Transport::Rdma { pin_all };
-            let qemu = Qemu { binary, transport, contents, multifd: None };
+            let qemu = Qemu { binary, transport, contents, multifd: None, tls: None };
             qemus.push((pin_all, qemu.name()));
             contestants.push(Box::new(qemu));
         }

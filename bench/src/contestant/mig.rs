@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::{Contestant, Turn};
 use crate::{
+    certificates::Certificates,
     child::{Helper, STEP, TRANSFER},
     contest::Sample,
     failure::Result,
@@ -62,6 +63,8 @@ pub(crate) struct Mig {
     pub(crate) pattern: Pattern,
     /// Data channels, if there are any.
     pub(crate) multifd: Option<Multifd>,
+    /// TLS on every channel.
+    pub(crate) tls: Option<Rc<Certificates>>,
     /// Over this instead of the loopback, by tcp.
     pub(crate) link: Option<Rc<Link>>,
 }
@@ -84,6 +87,7 @@ impl Mig {
             contents: Contents::NOISE,
             pattern: Pattern::Nothing,
             multifd: None,
+            tls: None,
             link: None,
         }
     }
@@ -96,6 +100,7 @@ impl Mig {
         };
         let mut role = SourceRole::idle(self.ram_bytes, self.contents);
         role.multifd = self.multifd;
+        role.tls = self.tls.as_deref().map(Certificates::directory);
         if let Transport::Rdma { pin_all } = self.transport {
             role.rdma_pin_all = pin_all;
             role.return_path = false;
@@ -116,6 +121,7 @@ impl Mig {
                 ram_bytes: self.ram_bytes,
                 warm: self.warm,
                 multifd: self.multifd,
+                tls: self.tls.as_deref().map(Certificates::directory),
             }),
         )?;
         let ready: Ready = destination.hear(STEP)?;

@@ -1,5 +1,6 @@
 //! Who takes part: each moves the same bytes between two processes of its own.
 
+mod decrypt;
 mod ib_write_bw;
 mod iperf;
 mod mig;
@@ -9,6 +10,7 @@ mod rdma_stream;
 mod touched;
 
 pub(crate) use self::{
+    decrypt::Decrypt,
     ib_write_bw::IbWriteBw,
     iperf::Iperf,
     mig::{Mig, Transport},

@@ -1,6 +1,6 @@
 //! The other end of a migration: the destination.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use mig_engine::{Capabilities, Destination, Parameters};
 use mig_ram::GuestMemory;
@@ -22,6 +22,8 @@ pub(crate) struct DestinationRole {
     pub(crate) warm: bool,
     /// Data channels, if there are any.
     pub(crate) multifd: Option<Multifd>,
+    /// TLS, with the certificates of this directory.
+    pub(crate) tls: Option<PathBuf>,
 }
 
 /// What it measured.
@@ -52,7 +54,7 @@ pub(super) fn live(role: &DestinationRole) -> Result<()> {
         destination = destination.with_capabilities(capabilities).with_parameters(parameters);
     }
     let cpu_seconds = on_runtime(async {
-        let mut listener = listener(&role.listen).await?;
+        let mut listener = listener(&role.listen, role.tls.as_deref()).await?;
         say(&Ready { address: listener.local_addresses().into_iter().next() })?;
         let used = cpu();
         destination.run(&mut *listener).await?;

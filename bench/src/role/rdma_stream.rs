@@ -88,7 +88,7 @@ pub(super) fn send(role: &StreamRole) -> Result<()> {
     on_runtime(async {
         match role.speaker {
             Speaker::Mig => {
-                let channel = connector(&go.address, false)?.connect().await?;
+                let channel = connector(&go.address, false, None)?.connect().await?;
                 let mut stream = Stream::open(channel, StreamOptions::default());
                 let mut writer = stream.writer()?;
                 for _ in 0..role.bytes / DEVICE {
@@ -119,7 +119,7 @@ pub(super) fn read(role: &StreamRole) -> Result<()> {
     let result = on_runtime(async {
         match role.speaker {
             Speaker::Mig => {
-                let mut listener = listener(&role.listen).await?;
+                let mut listener = listener(&role.listen, None).await?;
                 say(&Ready { address: listener.local_addresses().into_iter().next() })?;
                 let channel = listener.accept().await?;
                 let mut stream = Stream::open(channel, StreamOptions::default());

@@ -1,6 +1,6 @@
 //! One end of a migration: the source.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use mig_engine::{Capabilities, Parameters, Source};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub(crate) struct SourceRole {
     pub(crate) rdma_pin_all: bool,
     /// Data channels, if there are any.
     pub(crate) multifd: Option<Multifd>,
+    /// TLS, with the certificates of this directory.
+    pub(crate) tls: Option<PathBuf>,
 }
 
 impl SourceRole {
@@ -43,6 +45,7 @@ impl SourceRole {
             contents,
             rdma_pin_all: false,
             multifd: None,
+            tls: None,
         }
     }
 }
@@ -75,7 +78,7 @@ pub(super) fn live(role: &SourceRole) -> Result<()> {
     role.contents.put_into(memory.ram())?;
     say(&Ready { address: None })?;
     let go: Go = hear()?;
-    let connector = connector(&go.address, role.rdma_pin_all)?;
+    let connector = connector(&go.address, role.rdma_pin_all, role.tls.as_deref())?;
     let mut capabilities = Capabilities::default();
     capabilities.return_path = role.return_path;
     let mut parameters = Parameters::default();

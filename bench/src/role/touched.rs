@@ -67,7 +67,7 @@ pub(super) fn live(role: &TouchedRole) -> Result<()> {
     let memory = Arc::new(Awaited { ram, guest: guest.progress(), pages });
     say(&Ready { address: None })?;
     let go: Go = hear()?;
-    let connector = connector(&go.address, false)?;
+    let connector = connector(&go.address, false, None)?;
     let mut capabilities = Capabilities::default();
     capabilities.xbzrle = true;
     let mut parameters = Parameters::default();

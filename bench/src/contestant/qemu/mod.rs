@@ -20,6 +20,7 @@ use self::running::Running;
 pub(crate) use self::{binary::Binary, state::QemuState, touched::QemuTouched};
 use super::{Contestant, Transport, Turn};
 use crate::{
+    certificates::Certificates,
     child::TRANSFER,
     contest::Sample,
     failure::Result,
@@ -36,6 +37,8 @@ pub(crate) struct Qemu {
     pub(crate) contents: Rc<FilledFile>,
     /// Data channels, if there are any.
     pub(crate) multifd: Option<Multifd>,
+    /// TLS on every channel.
+    pub(crate) tls: Option<Rc<Certificates>>,
 }
 
 impl Qemu {
@@ -80,6 +83,7 @@ impl Contestant for Qemu {
     fn name(&self) -> String {
         let version = self.binary.version();
         match self.transport {
+            _ if self.tls.is_some() => format!("QEMU {version}, TLS"),
             Transport::Rdma { pin_all: true } => format!("QEMU {version}, pin-all"),
             Transport::Rdma { pin_all: false } => format!("QEMU {version}, chunks"),
             Transport::Tcp | Transport::Unix => format!("QEMU {version}"),
@@ -95,9 +99,15 @@ impl Contestant for Qemu {
         let filled =
             format!("memory-backend-file,mem-path={},share=on,prealloc=on", self.contents.path());
         let mut source = self.start("source", &folder, &self.memory(&filled))?;
-        let mut waiting = self.memory("memory-backend-ram");
+        // A contest with TLS is one of warm memory, which to QEMU is populated memory.
+        let prealloc = if self.tls.is_some() { ",prealloc=on" } else { "" };
+        let mut waiting = self.memory(&format!("memory-backend-ram{prealloc}"));
         waiting.extend(["-incoming".into(), "defer".into()]);
         let mut destination = self.start("destination", &folder, &waiting)?;
+        if let Some(certificates) = &self.tls {
+            source.use_tls(certificates, "client")?;
+            destination.use_tls(certificates, "server")?;
+        }
         let listen = match self.transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Transport::Unix => socket_uri(folder.path()),

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::{super::Transport, Binary};
 use crate::{
+    certificates::Certificates,
     child::{Helper, STEP},
     failure::Result,
     qmp::Qmp,
@@ -72,6 +73,19 @@ impl Running {
             qmp.run("migrate-set-capabilities", json!({ "capabilities": [capability] }))?;
         }
         Ok(Self { process, qmp })
+    }
+
+    /// Both ends are told; the source is the client.
+    pub(super) fn use_tls(&mut self, certificates: &Certificates, endpoint: &str) -> Result<()> {
+        let object = json!({
+            "qom-type": "tls-creds-x509", "id": "tls0", "endpoint": endpoint,
+            "dir": certificates.directory(), "verify-peer": true,
+        });
+        self.qmp.run("object-add", object)?;
+        let name = if endpoint == "client" { Certificates::NAME } else { "" };
+        let parameters = json!({ "tls-creds": "tls0", "tls-hostname": name });
+        self.qmp.run("migrate-set-parameters", parameters)?;
+        Ok(())
     }
 
     /// Nothing of it is negotiated: both ends are told.
