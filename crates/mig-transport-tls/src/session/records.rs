@@ -119,7 +119,7 @@ pub(crate) fn records(
     };
     let sealer = RecordSealer {
         suite,
-        encrypter: encrypter(suite, send_secrets)?,
+        encrypter: counted_up(encrypter(suite, send_secrets)?, send_sequence)?,
         sequence: send_sequence,
         limit,
         key_changes: 0,
@@ -151,6 +151,24 @@ fn encrypter(
             suite.aead_alg.encrypter(key, iv, explicit)
         }
     })
+}
+
+/// Brings a fresh encrypter to where the handshake's was. aws-lc holds every nonce against the first one it saw, which must
+/// be that of record 0: with TLS 1.2 that was the handshake's last message, sealed elsewhere. What is sealed here under its
+/// nonce leaves this function for nowhere.
+fn counted_up(
+    mut encrypter: Box<dyn MessageEncrypter>,
+    sequence: u64,
+) -> Result<Box<dyn MessageEncrypter>, rustls::Error> {
+    for number in 0..sequence {
+        let nothing = OutboundPlainMessage {
+            typ: ContentType::ApplicationData,
+            version: ProtocolVersion::TLSv1_2,
+            payload: OutboundChunks::Single(&[]),
+        };
+        drop(encrypter.encrypt(nothing, number)?);
+    }
+    Ok(encrypter)
 }
 
 fn decrypter(
