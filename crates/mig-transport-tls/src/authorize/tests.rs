@@ -129,6 +129,48 @@ fn a_value_cannot_forge_its_neighbours() {
     assert!(!allows("san:dns:*.example", &forger), "one label, as in certificates");
 }
 
+/// Every short pattern over every short text, against the definition.
+#[test]
+fn a_star_is_any_run_of_characters() {
+    fn by_definition(pattern: &[char], text: &[char]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            ['*', rest @ ..] => (0..=text.len()).any(|taken| by_definition(rest, &text[taken..])),
+            [first, rest @ ..] => text.first() == Some(first) && by_definition(rest, &text[1..]),
+        }
+    }
+    fn words(alphabet: &[char], longest: u32) -> Vec<Vec<char>> {
+        let of = |len: u32| {
+            (0..alphabet.len().pow(len)).map(move |number| {
+                (0..len)
+                    .map(|at| alphabet[number / alphabet.len().pow(at) % alphabet.len()])
+                    .collect()
+            })
+        };
+        (0..=longest).flat_map(of).collect()
+    }
+    for pattern in words(&['a', 'b', '*'], 5) {
+        for text in words(&['a', 'b'], 5) {
+            let (written, over): (String, String) =
+                (pattern.iter().collect(), text.iter().collect());
+            assert_eq!(
+                super::fits(&written, &over),
+                by_definition(&pattern, &text),
+                "{written} {over}"
+            );
+        }
+    }
+}
+
+/// A certificate may have a name that is made to take long.
+#[test]
+fn no_name_makes_a_pattern_slow() {
+    let pattern = "*a".repeat(1000);
+    let text = "a".repeat(20_000);
+    assert!(super::fits(&pattern, &text));
+    assert!(!super::fits(&format!("{pattern}b"), &text));
+}
+
 /// rcgen makes no such names; OpenSSL does.
 #[test]
 fn an_attribute_cannot_forge_the_others_of_its_part() {
