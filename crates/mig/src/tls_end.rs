@@ -7,7 +7,7 @@
 
 use mig_transport::{Address, Connector, Error, Listener, Result};
 use mig_transport_tls::{
-    ClientCredentials, ExpectedName, ServerCredentials, TlsConnector, TlsListener, TlsOptions,
+    ClientCredentials, ServerCredentials, TlsConnector, TlsListener, TlsOptions,
 };
 
 /// TLS at a source, which is its client (docs/wire/transports.md §5.1). Start from [`ConnectTls::new`] and change fields.
@@ -47,7 +47,7 @@ impl ConnectTls {
         bare: impl FnOnce() -> Result<Box<dyn Connector>>,
     ) -> Result<Box<dyn Connector>> {
         possible(address)?;
-        let name = ExpectedName::of(address, self.hostname.as_deref())?;
+        let name = self.credentials.expected_name(address, self.hostname.as_deref())?;
         let (credentials, options) = (self.credentials.clone(), self.options.clone());
         Ok(Box::new(TlsConnector::new(bare()?, credentials, name, options)?))
     }
@@ -70,6 +70,13 @@ impl ListenTls {
         bare: impl Future<Output = Result<Box<dyn Listener>>>,
     ) -> Result<Box<dyn Listener>> {
         possible(address)?;
+        if self.options.authorization.is_some() && !self.credentials.verifies_peer() {
+            return Err(Error::Misuse {
+                what: "rules about which sources may come (tls-authz), and no source is asked who it is: nobody could come; ask \
+                       for certificates (verify-peer), or leave the rules out"
+                    .to_owned(),
+            });
+        }
         let (credentials, options) = (self.credentials.clone(), self.options.clone());
         Ok(Box::new(TlsListener::new(bare.await?, credentials, options)))
     }
@@ -110,6 +117,27 @@ mod tests {
         ] {
             let address = MigrationAddress::parse(uri).unwrap_or_else(|_| panic!("{uri}"));
             assert_eq!(possible(address.address()).is_ok(), can, "{uri}");
+        }
+    }
+
+    /// They would let nobody in, and only every source would notice.
+    #[cfg(feature = "bench")]
+    #[tokio::test]
+    async fn rules_want_sources_that_are_asked_who_they_are() {
+        use mig_transport_tls::{Authorization, ServerCredentials, trial};
+
+        use super::ListenTls;
+
+        let dir = tempfile::tempdir().expect("a directory");
+        trial::make(dir.path(), &[], false).expect("a set");
+        let address = MigrationAddress::parse("tcp:127.0.0.1:0").expect("an address");
+        for verify_peer in [true, false] {
+            let credentials = ServerCredentials::x509(dir.path(), verify_peer).expect("a server's");
+            let mut tls = ListenTls::new(credentials);
+            tls.options.authorization = Some(Authorization::parse(["any"]).expect("a rule"));
+            let bare = async { Err(mig_transport::Error::Misuse { what: "bare".into() }) };
+            let error = tls.around(address.address(), bare).await.err().expect("refused");
+            assert_eq!(error.to_string() == "bare", verify_peer, "{error}");
         }
     }
 }
