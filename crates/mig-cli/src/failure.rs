@@ -105,7 +105,14 @@ impl From<mig::transport::Error> for Failure {
 
 impl From<mig::engine::Error> for Failure {
     fn from(error: mig::engine::Error) -> Self {
-        Self::from_error(error.blame(), &error).at(error.position())
+        let failure = Self::from_error(error.blame(), &error).at(error.position());
+        match error.wait() {
+            Some(wait) => failure.next(format!(
+                "{}, or allow more time: --deadline {wait}=DURATION of `mig recv` and `mig send`",
+                wait.advice()
+            )),
+            None => failure,
+        }
     }
 }
 

@@ -13,7 +13,9 @@ pub(crate) fn start(verbose: u8, quiet: bool) {
         2 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(level));
+    // The commands say that in words of their own.
+    let usual = || EnvFilter::new(format!("{level},{}=off", mig::OPEN_DOOR));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| usual());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -3,7 +3,6 @@
 use std::{
     cell::OnceCell,
     io,
-    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,12 +13,12 @@ use mig::{
         Deadlines, Discard, MigrationHandle, RecordOptions, Recorded, Recorder, StreamSink,
         WriteSink,
     },
-    transport::{Address, MigrationAddress},
+    transport::{Address, AllowList, MigrationAddress},
 };
 
 use crate::{
     failure::{Failure, Outcome},
-    flags::{Duration as DurationFlag, RecvFlags, TlsDestinationFlags},
+    flags::{DeadlineFlags, Duration as DurationFlag, RecvFlags, TlsDestinationFlags},
     inspect::{self, Collector, Report},
     multifd, pinning, result,
     standard::{self, Wanted},
@@ -94,10 +93,17 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     let mut options = RecordOptions::default();
     options.return_path = !flags.no_return_path;
     options.switchover_ack = flags.switchover_ack;
-    options.deadlines = patient();
+    options.deadlines = patient(&flags.deadlines)?;
+    options.uuid = flags.uuid.map(|uuid| uuid.0);
     options.multifd = multifd::expect(&flags.multifd, &address)?;
     let mut listen = ListenOptions::default();
     listen.tls = tls::destination(&flags.tls)?;
+    listen.set_deadlines(&options.deadlines);
+    if !flags.allow.is_empty() {
+        let allow = AllowList::new(flags.allow.iter().map(|allow| allow.0));
+        allow.check(address.address().scheme())?;
+        listen.allow = Some(allow);
+    }
     listen.return_path = flags.return_path;
     listen.rdma_pinned_memory = pinning.at_most;
     // QEMU's exec: gives its command two pipes; stdout is free for answers unless something else was wanted there.
@@ -110,10 +116,11 @@ pub(crate) fn parse(uri: &str) -> Outcome<MigrationAddress> {
 }
 
 /// A person or a script waits for the source; they have their own patience.
-fn patient() -> Deadlines {
+fn patient(flags: &DeadlineFlags) -> Outcome<Deadlines> {
     let mut deadlines = Deadlines::default();
     deadlines.accept = None;
-    deadlines
+    flags.apply(&mut deadlines)?;
+    Ok(deadlines)
 }
 
 async fn record(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
@@ -159,28 +166,35 @@ fn tell(recorded: &Recorded, keep: &Keep, talk: &Talk) {
     ));
 }
 
+/// How to look at a stream that comes.
+pub(crate) struct Looking<'a> {
+    pub(crate) tls: &'a TlsDestinationFlags,
+    pub(crate) deadlines: &'a DeadlineFlags,
+    pub(crate) timeout: Option<DurationFlag>,
+}
+
 /// Waits for a source, and looks at its stream instead of keeping it.
 pub(crate) fn inspect(
     address: MigrationAddress,
-    tls: &TlsDestinationFlags,
-    timeout: Option<DurationFlag>,
+    plan: &Looking<'_>,
     talk: &Talk,
 ) -> (Report, Outcome) {
     let mut collector = Collector::new(None);
     let outcome = block_on(async {
         let mut signals = Signals::catch()?;
         let mut options = RecordOptions::default();
-        options.deadlines = patient();
+        options.deadlines = patient(plan.deadlines)?;
         options.stream = inspect::options();
         let mut listen = ListenOptions::default();
-        listen.tls = tls::destination(tls)?;
+        listen.tls = tls::destination(plan.tls)?;
+        listen.set_deadlines(&options.deadlines);
         let mut listener = mig::listener(&address, &listen).await?;
         warn_if_open(&address, &listen, talk);
         let recorder = Recorder::new(options);
         let handle = recorder.handle();
         let progress = Talk::new(true, false).progress("reading", None);
         let work = recorder.run(&mut *listener, Box::new(Discard), Some(&mut collector));
-        let limit = timeout.map(|limit| limit.0);
+        let limit = plan.timeout.map(|limit| limit.0);
         supervise(talk, &handle, &mut signals, limit, progress, work).await.map(|_recorded| ())
     });
     let report = collector.finish_live(outcome.as_ref().err());
@@ -195,24 +209,26 @@ fn warn_if_open(address: &MigrationAddress, listen: &ListenOptions, talk: &Talk)
         ));
     }
     if listen.tls.is_none() && is_plaintext_to_others(address.address()) {
+        let (whom, where_else) = match address.address() {
+            Address::Vsock(_) => (
+                "any virtual machine of this host",
+                "listen on vsock:1 where the source is on this machine,",
+            ),
+            _ => (
+                "anybody who can reach this machine",
+                "listen on 127.0.0.1 or [::1] and use a tunnel,",
+            ),
+        };
         talk.warn(&format!(
-            "{address} takes a guest's whole memory, unencrypted, from anybody who can reach this machine; give --tls-creds \
-             DIR (`mig certs DIR` makes a trial set), or listen on 127.0.0.1 or [::1] and use a tunnel, unless the network is \
-             trusted (--require-tls makes this an error)"
+            "{address} takes a guest's whole memory, unencrypted, from {whom}; give --tls-creds DIR \
+             (`mig certs DIR` makes a trial set), or {where_else} unless all of them are trusted; --allow says who may connect, and --require-tls makes this an error"
         ));
     }
 }
 
-/// Only an address that certainly stays on this machine is safe without encryption.
+/// RDMA is warned about in words of its own.
 fn is_plaintext_to_others(address: &Address) -> bool {
-    match address {
-        Address::Inet(inet) => match inet.host.split('%').next().unwrap_or_default().parse() {
-            Ok(IpAddr::V4(v4)) => !v4.is_loopback(),
-            Ok(IpAddr::V6(v6)) => !v6.is_loopback(),
-            Err(_) => inet.host != "localhost",
-        },
-        _ => false,
-    }
+    !matches!(address, Address::Rdma(_)) && mig::open_to(address).is_some()
 }
 
 #[cfg(test)]
@@ -230,6 +246,9 @@ mod tests {
             ("tcp:0.0.0.0:4444", true),
             ("tcp:[::]:4444", true),
             ("tcp:192.0.2.7:4444", true),
+            ("vsock:1:4444", false),
+            ("vsock:2:4444", true),
+            ("vsock:4294967295:4444", true),
         ] {
             let address = MigrationAddress::parse(uri).unwrap();
             assert_eq!(is_plaintext_to_others(address.address()), open, "{uri}");

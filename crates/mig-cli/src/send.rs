@@ -99,12 +99,14 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     if let Some(rate) = flags.max_bandwidth {
         options.parameters.max_bandwidth = rate.0;
     }
+    flags.deadlines.apply(&mut options.deadlines)?;
     let mut connect = ConnectOptions::default();
     connect.return_path = flags.return_path;
     connect.tls = tls::source(&flags.tls)?;
     connect.answer_on_stdin = (flags.return_path || connect.tls.is_some()) && !stdin;
     connect.rdma_pin_all = pinning.all;
     connect.rdma_pinned_memory = pinning.at_most;
+    connect.set_deadlines(&options.deadlines);
     Ok(Plan { from, address, options, connect, timeout: flags.timeout.map(|limit| limit.0) })
 }
 

@@ -67,7 +67,8 @@ impl Signals {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
     Signal,
-    Timeout(Duration),
+    /// The limit, and what the migration was doing.
+    Timeout(Duration, &'static str, &'static str),
 }
 
 /// Runs `work` to its end, whatever happens: a signal or the time limit make it cancel, they do not drop it.
@@ -96,7 +97,7 @@ pub(crate) async fn supervise<T>(
                 handle.cancel();
             }
             after = &mut limit, if stop.is_none() => {
-                stop = Some(Stop::Timeout(after));
+                stop = Some(Stop::Timeout(after, handle.status().as_str(), handle.waits_for()));
                 handle.cancel();
             }
             _ = redraw.tick() => {
@@ -111,9 +112,12 @@ pub(crate) async fn supervise<T>(
     };
     drop(progress);
     outcome.map_err(|error| match (error.blame(), stop) {
-        (Blame::Cancelled, Some(Stop::Timeout(after))) => Failure::new(
+        (Blame::Cancelled, Some(Stop::Timeout(after, state, waits_for))) => Failure::new(
             Blame::Deadline,
-            format!("--timeout: not done within {}", humantime::format_duration(after)),
+            format!(
+                "--timeout: not done within {}; it was waiting for {waits_for} (state {state})",
+                humantime::format_duration(after)
+            ),
         ),
         _ => error.into(),
     })

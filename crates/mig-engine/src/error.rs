@@ -4,6 +4,8 @@ use std::{error, fmt, time::Duration};
 
 use mig_transport::Blame;
 
+use crate::deadlines::Wait;
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -34,6 +36,7 @@ pub struct Error {
     channel: Option<String>,
     position: Option<u64>,
     owner: Owner,
+    wait: Option<Wait>,
     cause: Option<Cause>,
 }
 
@@ -46,6 +49,7 @@ impl Error {
             channel: None,
             position: None,
             owner: Owner::Source,
+            wait: None,
             cause: None,
         }
     }
@@ -66,8 +70,27 @@ impl Error {
         Self::new(Blame::Cancelled, "cancelled")
     }
 
-    pub(crate) fn deadline(wait: &str, after: Duration) -> Self {
-        Self::new(Blame::Deadline, format!("{wait}: nothing within {after:?}"))
+    pub(crate) fn deadline(wait: Wait, doing: &str, after: Duration) -> Self {
+        Self::new(Blame::Deadline, format!("{doing}: nothing within {after:?}")).ran_out(wait)
+    }
+
+    /// Names the wait, if a deadline is what it is. The first, most precise name stays; silence is the least precise.
+    pub(crate) fn ran_out(mut self, wait: Wait) -> Self {
+        if self.blame == Blame::Deadline && matches!(self.wait, None | Some(Wait::Idle)) {
+            self.wait = Some(wait);
+        }
+        self
+    }
+
+    /// Of a connector, which keeps two deadlines and says in words which of them ran out.
+    pub(crate) fn of_connecting(error: mig_transport::Error) -> Self {
+        let wait = match &error {
+            mig_transport::Error::Deadline { doing, .. } if doing.contains("handshake") => {
+                Wait::Handshake
+            }
+            _ => Wait::Connect,
+        };
+        Self::from(error).ran_out(wait)
     }
 
     pub(crate) fn caused_by(mut self, cause: impl Into<Cause>) -> Self {
@@ -117,6 +140,11 @@ impl Error {
         self.owner
     }
 
+    /// Which of the [deadlines](crate::Deadlines) ran out, if one of the engine's own did.
+    pub fn wait(&self) -> Option<Wait> {
+        self.wait
+    }
+
     /// The byte position in the stream, where it is known.
     pub fn position(&self) -> Option<u64> {
         self.position
@@ -146,6 +174,9 @@ impl fmt::Display for Error {
         }
         if !details.is_empty() {
             write!(f, " ({})", details.join(", "))?;
+        }
+        if let Some(wait) = self.wait {
+            write!(f, "; {}, or allow more time (deadline {wait})", wait.advice())?;
         }
         if self.owner == Owner::Unknown {
             f.write_str(
@@ -181,7 +212,11 @@ impl From<mig_stream::Error> for Error {
     fn from(error: mig_stream::Error) -> Self {
         // The stream's own text names channel and byte.
         let blame = error.blame();
-        Self::new(blame, error.to_string()).caused_by_source_of(error)
+        let own = matches!(error, mig_stream::Error::Deadline { .. });
+        let mut told = Self::new(blame, error.to_string()).caused_by_source_of(error);
+        // Whoever waited for something else than bytes says so.
+        told.wait = own.then_some(Wait::Idle);
+        told
     }
 }
 

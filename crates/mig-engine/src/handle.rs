@@ -61,6 +61,7 @@ struct State {
     blocked_reasons: Vec<String>,
     socket_address: Vec<String>,
     multifd: Option<MultifdInfo>,
+    waits_for: &'static str,
 }
 
 impl MigrationHandle {
@@ -79,6 +80,7 @@ impl MigrationHandle {
                 blocked_reasons: Vec::new(),
                 socket_address: Vec::new(),
                 multifd: None,
+                waits_for: "its start",
             }),
             events: broadcast::Sender::new(EVENT_QUEUE),
             cancel: watch::Sender::new(false),
@@ -106,6 +108,11 @@ impl MigrationHandle {
     /// Where the migration is.
     pub fn status(&self) -> MigrationStatus {
         self.0.state().status
+    }
+
+    /// What it waits for, in words that follow "waiting for"; after its end, what it waited for last.
+    pub fn waits_for(&self) -> &'static str {
+        self.0.state().waits_for
     }
 
     /// What `query-migrate` would answer now.
@@ -152,6 +159,11 @@ impl Shared {
 
     pub(crate) fn listening(&self, addresses: Vec<String>) {
         self.state().socket_address = addresses;
+    }
+
+    /// Notes what comes next, for who asks why it takes so long. Not for what lasts no time.
+    pub(crate) fn waits_for(&self, what: &'static str) {
+        self.state().waits_for = what;
     }
 
     pub(crate) fn tell_multifd(&self, info: MultifdInfo) {

@@ -14,6 +14,7 @@
 mod accept;
 mod answers;
 mod blockers;
+mod deadlines;
 mod destination;
 mod error;
 mod guest;
@@ -32,14 +33,13 @@ mod zero_copy;
 pub use crate::{
     accept::MAX_CANDIDATES,
     blockers::{Blocker, Blockers},
+    deadlines::{Deadlines, Wait},
     destination::Destination,
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest, GuestError},
     handle::{Event, MigrationHandle},
     multifd::{AutoChannels, CompressionInfo, MultifdInfo},
-    parameters::{
-        Capabilities, Deadlines, MultifdCompression, MultifdOptions, Parameters, ZeroPageDetection,
-    },
+    parameters::{Capabilities, MultifdCompression, MultifdOptions, Parameters, ZeroPageDetection},
     record::*,
     replay::*,
     source::{Outcome, Source},

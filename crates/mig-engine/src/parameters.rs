@@ -1,7 +1,5 @@
 //! Parameters and capabilities, under QEMU's names and in QEMU's units (docs/wire/transports.md §9, §10).
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use crate::multifd::AutoChannels;
@@ -152,32 +150,6 @@ pub struct Capabilities {
     /// A guest that writes faster than it can be sent is slowed down until it is not; see
     /// [`Guest::throttle`](crate::Guest::throttle). Source only.
     pub auto_converge: bool,
-}
-
-/// How long each wait may take. None is infinite by default (design decision; docs/wire/pain.md §5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Deadlines {
-    /// From a connection's acceptance to its first byte; also what a data channel may take to come that the source has
-    /// synchronised.
-    pub first_byte: Duration,
-    /// Without a byte on any channel, either way.
-    pub idle: Option<Duration>,
-    /// From the last byte sent to the destination's verdict.
-    pub final_acknowledgement: Duration,
-    /// Waiting for somebody to connect; `None` waits for ever.
-    pub accept: Option<Duration>,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            first_byte: Duration::from_secs(10),
-            idle: Some(Duration::from_secs(600)),
-            final_acknowledgement: Duration::from_secs(60),
-            accept: Some(Duration::from_secs(300)),
-        }
-    }
 }
 
 impl Parameters {

@@ -4,6 +4,8 @@
 //!   source ── PING "mig" 01: may the number of data channels change? ──▶ destination
 //!   source ◀── PONG "mig" 02: it may ────────────────────────────────── ours; QEMU answers with the question
 //!   source ── PING "mih" n: from here on there are n ──────────────────▶
+//!   source ── PING "mii" n: are you alive? ────────────────────────────▶
+//!   source ◀── PONG "mii" n: the question, from everybody ──────────────
 //! ```
 //!
 //! QEMU sends every value back unchanged and looks at none (docs/wire/stream.md §6, §7), so asking harms nobody, and
@@ -28,6 +30,18 @@ pub const fn channels_said(value: u32) -> Option<u8> {
     if value & !0xff == COUNT { Some((value & 0xff) as u8) } else { None }
 }
 
+const HEARTBEAT: u32 = 0x6d69_6900;
+
+/// The PING of a source that has had nothing to say for a while, counted.
+pub const fn heartbeat(count: u8) -> u32 {
+    HEARTBEAT | count as u32
+}
+
+/// Which of them a PONG answers.
+pub const fn heartbeat_answered(value: u32) -> Option<u8> {
+    if value & !0xff == HEARTBEAT { Some((value & 0xff) as u8) } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +53,12 @@ mod tests {
         }
         for value in [0, 1, MAY_CHANNELS_CHANGE, CHANNELS_MAY_CHANGE, u32::MAX] {
             assert_eq!(channels_said(value), None);
+            assert_eq!(heartbeat_answered(value), None);
+        }
+        for count in 0..=255 {
+            assert_eq!(heartbeat_answered(heartbeat(count)), Some(count));
+            assert_eq!(channels_said(heartbeat(count)), None);
+            assert_eq!(heartbeat_answered(channels_from_here(count)), None);
         }
     }
 }

@@ -91,6 +91,18 @@ impl StreamReader {
         self.buffer.len()
     }
 
+    /// Makes the buffer at least so large; what is in it stays. For a channel that may turn out to be nobody's: it gets a
+    /// large buffer only once it is known.
+    pub fn grow(&mut self, bytes: usize) {
+        if bytes <= self.buffer.len() {
+            return;
+        }
+        let mut larger = vec![0; bytes].into_boxed_slice();
+        let buffered = self.end - self.start;
+        larger[..buffered].copy_from_slice(self.buffer());
+        (self.buffer, self.start, self.end) = (larger, 0, buffered);
+    }
+
     /// The bytes that came and were not consumed.
     #[inline]
     pub fn buffer(&self) -> &[u8] {

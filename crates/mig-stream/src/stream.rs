@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mig_transport::{Capabilities, Channel, Endpoint, RamHooks, ShutdownHandle};
+use mig_transport::{Capabilities, Channel, Endpoint, Peer, RamHooks, ShutdownHandle};
 
 use crate::{
     counters::StreamCounters,
@@ -132,6 +132,11 @@ impl Stream {
     /// What the two ends are called.
     pub fn endpoint(&self) -> &Endpoint {
         self.channel.endpoint()
+    }
+
+    /// Who is at the other end, as far as the kernel vouches for it.
+    pub fn peer(&self) -> Peer {
+        self.channel.peer()
     }
 
     fn check_return_path(&self) -> Result<()> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mig_transport::{
-    Capabilities, Channel, ChannelParts, Endpoint, RamHooks, ReceiveHalf, SendHalf,
+    Capabilities, Channel, ChannelParts, Endpoint, Peer, RamHooks, ReceiveHalf, SendHalf,
 };
 
 use crate::{
@@ -31,7 +31,7 @@ pub(crate) fn source(
     agreed: Agreed,
     options: &RdmaOptions,
 ) -> Channel {
-    let endpoint = endpoint(&main.link);
+    let (endpoint, peer) = (endpoint(&main.link), peer(&main.link));
     let mut force = vec![Arc::clone(main.link.farewell())];
     let main = Arc::new(Mutex::new(main));
     let hooks = SourceHooks::new(Arc::clone(&main), agreed, options);
@@ -43,7 +43,7 @@ pub(crate) fn source(
         Box::new(RdmaReceiveHalf(Arc::new(Mutex::new(end)))) as Box<dyn ReceiveHalf>
     });
     let send = Box::new(RdmaSendHalf::new(main, grace)) as Box<dyn SendHalf>;
-    channel(receive, Some(send), Box::new(hooks), force, endpoint)
+    channel(receive, Some(send), Box::new(hooks), force, endpoint, peer)
 }
 
 /// The destination's channel, and how to know whether it still lives.
@@ -53,7 +53,7 @@ pub(crate) fn destination(
     agreed: Agreed,
     options: &RdmaOptions,
 ) -> (Channel, Weak<Mutex<ReceivingEnd>>) {
-    let endpoint = endpoint(&main);
+    let (endpoint, peer) = (endpoint(&main), peer(&main));
     let counters = &options.counters;
     let mut force = vec![Arc::clone(main.farewell())];
     let main = Arc::new(Mutex::new(ReceivingEnd::main(
@@ -72,7 +72,7 @@ pub(crate) fn destination(
         Box::new(half) as Box<dyn SendHalf>
     });
     let receive = Box::new(RdmaReceiveHalf(main)) as Box<dyn ReceiveHalf>;
-    (channel(Some(receive), send, Box::new(hooks), force, endpoint), alive)
+    (channel(Some(receive), send, Box::new(hooks), force, endpoint, peer), alive)
 }
 
 fn channel(
@@ -81,6 +81,7 @@ fn channel(
     hooks: Box<dyn RamHooks>,
     force: Vec<Arc<crate::link::Farewell>>,
     endpoint: Endpoint,
+    peer: Peer,
 ) -> Channel {
     let capabilities = Capabilities::default().with(|capabilities| {
         capabilities.return_path = true;
@@ -96,6 +97,7 @@ fn channel(
         hooks: Some(hooks),
         capabilities,
         endpoint,
+        peer,
     })
 }
 
@@ -105,4 +107,8 @@ fn endpoint(link: &Link) -> Endpoint {
         address.map_or_else(String::new, |address| address.to_string())
     };
     Endpoint { transport: "rdma", local: text(local), peer: text(peer) }
+}
+
+fn peer(link: &Link) -> Peer {
+    link.addresses().1.map_or(Peer::Unknown, |address| Peer::address(address.ip()))
 }

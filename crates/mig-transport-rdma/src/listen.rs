@@ -17,7 +17,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use mig_transport::{Channel, Error, Listener, Result, address::InetAddress};
+use mig_transport::{
+    Channel, Error, Listener, LogLimit, Peer, Result, address::InetAddress,
+};
 use tokio::{
     sync::oneshot,
     task::{AbortHandle, JoinSet},
@@ -54,6 +56,7 @@ pub struct RdmaListener {
     oldest_first: VecDeque<AbortHandle>,
     /// Who waits for the second connection of a return path.
     awaited: HashMap<IpAddr, oneshot::Sender<CmEvent>>,
+    log: LogLimit,
 }
 
 impl RdmaListener {
@@ -91,6 +94,7 @@ impl RdmaListener {
                         given_out: Vec::new(),
                         oldest_first: VecDeque::new(),
                         awaited: HashMap::new(),
+                        log: LogLimit::default(),
                     });
                 }
                 Err(error) => failed.push(format!("{candidate}: {error}")),
@@ -111,6 +115,17 @@ impl RdmaListener {
         }
         let Some(id) = event.request.take() else { return };
         let from = id.peer_addr().map(|address| address.ip());
+        if let Some(allow) = &self.options.allow
+            && !allow.permits(from.map_or(Peer::Unknown, Peer::address))
+        {
+            if let Some(unsaid) = self.log.say() {
+                tracing::warn!(from = ?from, unsaid, "not allowed to connect: refused");
+            }
+            if let Err(error) = id.reject(&[]) {
+                tracing::debug!(%error, "refusing a connection");
+            }
+            return;
+        }
         self.awaited.retain(|_, waiting| !waiting.is_closed());
         if let Some(waiting) = from.and_then(|ip| self.awaited.remove(&ip)) {
             event.request = Some(id);

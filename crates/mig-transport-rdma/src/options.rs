@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use mig_transport::AllowList;
+
 use crate::counters::RdmaCounters;
 
 /// How an end behaves. Start from `RdmaOptions::default()` and change fields.
@@ -30,6 +32,8 @@ pub struct RdmaOptions {
     /// After so long without a sign of life the connection is tested, by a WRITE of nothing. A dead peer then ends the
     /// migration when the device has tried often enough. Default 5 s.
     pub keepalive: Duration,
+    /// Destination: who may connect; others are refused before anything is made for them. Default: anybody.
+    pub allow: Option<AllowList>,
     /// Where to count.
     pub counters: Arc<RdmaCounters>,
 }
@@ -45,6 +49,7 @@ impl Default for RdmaOptions {
             window_bytes: 64 << 20,
             closing_grace: Duration::from_secs(10),
             keepalive: Duration::from_secs(5),
+            allow: None,
             counters: Arc::default(),
         }
     }

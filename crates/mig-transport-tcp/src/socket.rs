@@ -2,7 +2,7 @@
 
 use std::{fs, io, net::SocketAddr, os::fd::OwnedFd};
 
-use mig_transport::{Capabilities, Channel, Endpoint, Error, FdIo, FdKind, Result};
+use mig_transport::{Capabilities, Channel, Endpoint, Error, FdIo, FdKind, Peer, Result};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 
@@ -128,7 +128,7 @@ pub(crate) fn channel(
         peer: peer.to_string(),
     };
     tracing::debug!(%endpoint, congestion = congestion.trim_end_matches('\0'), "connected");
-    Ok(io.socket_channel(Capabilities::socket(), endpoint))
+    Ok(io.socket_channel(Capabilities::socket(), endpoint).with_peer(Peer::address(peer.ip())))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use mig_transport::{
-    AcceptFailure, Address, Channel, Endpoint, Error, Listener, Result, address::UnixAddress,
+    AcceptFailure, Address, Channel, Endpoint, Error, Listener, Peer, Result, address::UnixAddress,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -76,7 +76,8 @@ impl UnixListener {
         }
         let endpoint =
             Endpoint { transport: "unix", local: self.address.to_string(), peer: peer.to_string() };
-        channel(stream, endpoint).map_err(|source| Error::io(doing, source))
+        let channel = channel(stream, endpoint).map_err(|source| Error::io(doing, source))?;
+        Ok(channel.with_peer(Peer::User(peer.uid)))
     }
 }
 

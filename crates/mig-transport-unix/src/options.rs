@@ -13,13 +13,14 @@ pub struct UnixOptions {
     /// The users whose processes may connect; others are dropped with a log line. Default: whoever the file's
     /// permissions let in.
     pub allowed_uids: Option<Vec<u32>>,
-    /// Connections the kernel completes before they are accepted. Default 128.
+    /// Connections the kernel completes before they are accepted. Default 4096, as much as Linux usually
+    /// allows.
     pub backlog: u32,
 }
 
 impl Default for UnixOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(30), mode: None, allowed_uids: None, backlog: 128 }
+        Self { deadline: Duration::from_secs(30), mode: None, allowed_uids: None, backlog: 4096 }
     }
 }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 pub struct VsockOptions {
     /// How long connecting may take. Default 30 s; the kernel has a limit of its own, 2 s unless somebody changed it.
     pub deadline: Duration,
-    /// Connections the kernel completes before they are accepted. Default 128.
+    /// Connections the kernel completes before they are accepted. Default 4096, as much as Linux usually
+    /// allows.
     pub backlog: u32,
 }
 
 impl Default for VsockOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(30), backlog: 128 }
+        Self { deadline: Duration::from_secs(30), backlog: 4096 }
     }
 }
 

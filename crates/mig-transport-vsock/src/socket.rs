@@ -2,7 +2,9 @@
 
 use std::{io, sync::Arc};
 
-use mig_transport::{Capabilities, Channel, Endpoint, Error, FdIo, Result, address::VsockAddress};
+use mig_transport::{
+    Capabilities, Channel, Endpoint, Error, FdIo, Peer, Result, address::VsockAddress,
+};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// The kernel was built without the address family, or its module is not loaded.
@@ -51,5 +53,6 @@ pub(crate) fn channel(
     let name = |address: Option<VsockAddress>| address.map(|a| a.to_string()).unwrap_or_default();
     let endpoint = Endpoint { transport: "vsock", local: name(local), peer: name(peer) };
     tracing::debug!(%endpoint, "connected");
-    io.socket_channel(Capabilities::socket(), endpoint)
+    let who = peer.map_or(Peer::Unknown, |peer| Peer::Context(peer.cid));
+    io.socket_channel(Capabilities::socket(), endpoint).with_peer(who)
 }

@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     gather::Gather,
     hooks::{NoRamHooks, RamHooks},
+    peer::Peer,
     region::RegionSlice,
     shutdown::{ForceShutdown, Half, ShutdownHandle},
     zero_copy::ZeroCopy,
@@ -136,6 +137,8 @@ pub struct ChannelParts {
     pub capabilities: Capabilities,
     /// Names for messages.
     pub endpoint: Endpoint,
+    /// Who is at the other end, as far as the kernel vouches for it. A channel around another one hands it on.
+    pub peer: Peer,
 }
 
 /// One connection of a migration.
@@ -146,6 +149,7 @@ pub struct Channel {
     shutdown: ShutdownHandle,
     capabilities: Capabilities,
     endpoint: Endpoint,
+    peer: Peer,
 }
 
 impl Channel {
@@ -161,6 +165,7 @@ impl Channel {
             shutdown,
             capabilities,
             endpoint: parts.endpoint,
+            peer: parts.peer,
         }
     }
 
@@ -172,6 +177,18 @@ impl Channel {
     /// What the two ends are called.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Who is at the other end, as far as the kernel vouches for it.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The same channel, with the one at its other end named.
+    #[must_use]
+    pub fn with_peer(mut self, peer: Peer) -> Self {
+        self.peer = peer;
+        self
     }
 
     /// A handle that stops the channel; it works before and after the halves were taken.

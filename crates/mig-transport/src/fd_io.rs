@@ -26,6 +26,7 @@ use crate::{
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, SendHalf},
     gather::{Gather, moved, raw_send, receive_from},
+    peer::Peer,
     region::{Region, RegionSlice},
     shutdown::ForceShutdown,
     sigpipe::without_sigpipe,
@@ -134,6 +135,7 @@ impl FdIo {
             hooks: None,
             capabilities,
             endpoint,
+            peer: Peer::Unknown,
         })
     }
 

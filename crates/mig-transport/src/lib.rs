@@ -14,6 +14,7 @@
 
 mod accept;
 pub mod address;
+mod allow;
 mod capabilities;
 mod channel;
 mod connect;
@@ -21,6 +22,8 @@ mod error;
 mod fd_io;
 mod gather;
 mod hooks;
+mod log_limit;
+mod peer;
 mod region;
 mod shutdown;
 mod sigpipe;
@@ -29,6 +32,7 @@ mod zero_copy;
 pub use crate::{
     accept::AcceptFailure,
     address::{Address, AddressError, MigrationAddress},
+    allow::{AllowList, AllowRule, AllowingListener},
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, Receiver, SendHalf, Sender},
     connect::{Connector, Listener},
@@ -36,6 +40,8 @@ pub use crate::{
     fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
     gather::{Gather, GatherFull},
     hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePages, WindowReason},
+    log_limit::LogLimit,
+    peer::Peer,
     region::{COMPARED, OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
     shutdown::{ForceShutdown, ShutdownHandle},
     zero_copy::{ZeroCopy, ZeroCopyLimits, ZeroCopyReport},

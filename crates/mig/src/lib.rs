@@ -34,7 +34,9 @@ pub use crate::file_sink::file_sink;
 pub use crate::rdma_end::rdma_loopback;
 #[cfg(feature = "tls")]
 pub use crate::tls_end::{ConnectTls, ListenTls};
-pub use crate::transports::{ConnectOptions, ListenOptions, connector, listener};
+pub use crate::transports::{
+    ConnectOptions, ListenOptions, OPEN_DOOR, connector, listener, open_to,
+};
 
 /// The README's example compiles.
 #[cfg(all(doctest, feature = "bench"))]

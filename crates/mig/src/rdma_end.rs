@@ -49,6 +49,8 @@ pub(crate) async fn listener(
 ) -> Result<RdmaListener> {
     check_budget(options.rdma_pinned_memory)?;
     let rdma = RdmaOptions::with(|rdma| {
+        rdma.allow = options.allow.clone();
+        rdma.deadline = options.deadline;
         rdma.return_path = options.return_path;
         rdma.pinned_memory = options.rdma_pinned_memory;
         rdma.counters = options.rdma_counters.clone();

@@ -8,9 +8,13 @@
 
 #[cfg(feature = "rdma")]
 use std::sync::Arc;
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
-use mig_transport::{Address, Connector, Error, Listener, MigrationAddress, Result};
+use mig_engine::Deadlines;
+use mig_transport::{
+    Address, AllowList, AllowingListener, Connector, Error, Listener, MigrationAddress, Result,
+    address::VsockAddress,
+};
 
 #[cfg(feature = "rdma")]
 use crate::rdma_end;
@@ -62,10 +66,32 @@ impl Default for ConnectOptions {
     }
 }
 
+impl ConnectOptions {
+    /// Takes over the deadlines that a connector keeps: [`Wait::Connect`], [`Wait::Exit`], and of `tls`, if it is
+    /// there already, [`Wait::Handshake`].
+    ///
+    /// [`Wait::Connect`]: mig_engine::Wait::Connect
+    /// [`Wait::Exit`]: mig_engine::Wait::Exit
+    /// [`Wait::Handshake`]: mig_engine::Wait::Handshake
+    pub fn set_deadlines(&mut self, deadlines: &Deadlines) {
+        self.deadline = deadlines.connect;
+        self.exit_deadline = deadlines.exit;
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.options.handshake = deadlines.handshake;
+        }
+    }
+}
+
 /// What an address does not say, for a destination. Start from `ListenOptions::default()` and change fields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ListenOptions {
+    /// Who may connect; others are closed before a byte is read, with a few log lines. Default: anybody who can reach the
+    /// address. Only where those who connect can be told apart: tcp and rdma by address, unix by user, vsock by context id.
+    pub allow: Option<AllowList>,
+    /// How long the name of the address may take to be looked up. Default 30 s.
+    pub deadline: Duration,
     /// How long a command may take to end after the end of the stream. Default 10 s.
     pub exit_deadline: Duration,
     /// TLS around every channel. Default: none.
@@ -85,9 +111,28 @@ pub struct ListenOptions {
     pub rdma_counters: Arc<mig_transport_rdma::RdmaCounters>,
 }
 
+impl ListenOptions {
+    /// Takes over the deadlines that a listener keeps: [`Wait::Connect`], for names, [`Wait::Exit`], and of
+    /// `tls`, if it is there already, [`Wait::Handshake`].
+    ///
+    /// [`Wait::Connect`]: mig_engine::Wait::Connect
+    /// [`Wait::Exit`]: mig_engine::Wait::Exit
+    /// [`Wait::Handshake`]: mig_engine::Wait::Handshake
+    pub fn set_deadlines(&mut self, deadlines: &Deadlines) {
+        self.deadline = deadlines.connect;
+        self.exit_deadline = deadlines.exit;
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.options.handshake = deadlines.handshake;
+        }
+    }
+}
+
 impl Default for ListenOptions {
     fn default() -> Self {
         Self {
+            allow: None,
+            deadline: Duration::from_secs(30),
             exit_deadline: EXIT_DEADLINE,
             #[cfg(feature = "tls")]
             tls: None,
@@ -151,10 +196,9 @@ fn bare_connector(
     let _all_backends_may_be_off = options;
     match address.address() {
         #[cfg(feature = "tcp")]
-        Address::Inet(inet) => Ok(Box::new(mig_transport_tcp::TcpConnector::new(
-            inet.clone(),
-            tcp(Some(options.deadline)),
-        ))),
+        Address::Inet(inet) => {
+            Ok(Box::new(mig_transport_tcp::TcpConnector::new(inet.clone(), tcp(options.deadline))))
+        }
         #[cfg(feature = "unix")]
         Address::Unix(unix) => {
             let options =
@@ -204,9 +248,52 @@ pub async fn listener(
 ) -> Result<Box<dyn Listener>> {
     #[cfg(feature = "tls")]
     if let Some(tls) = &options.tls {
-        return tls.around(address.address(), bare_listener(address, options)).await;
+        return tls.around(address.address(), allowed_listener(address, options)).await;
     }
-    bare_listener(address, options).await
+    let listener = allowed_listener(address, options).await?;
+    if let Some(whom) = open_to(address.address()) {
+        tracing::warn!(
+            target: OPEN_DOOR,
+            "{address} takes a guest's whole memory, unencrypted and without asking who it is from, from {whom} that \
+             connects; listen where only the source can reach, bring it there through a tunnel, or use TLS"
+        );
+    }
+    Ok(listener)
+}
+
+/// Who may not connect is closed before TLS begins.
+async fn allowed_listener(
+    address: &MigrationAddress,
+    options: &ListenOptions,
+) -> Result<Box<dyn Listener>> {
+    let Some(allow) = &options.allow else {
+        return bare_listener(address, options).await;
+    };
+    allow.check(address.address().scheme())?;
+    let listener = bare_listener(address, options).await?;
+    Ok(Box::new(AllowingListener::new(listener, allow.clone())))
+}
+
+/// The target of the warning about a listener that is open to others, for who says it in words of their own.
+pub const OPEN_DOOR: &str = "mig::open_door";
+
+/// Whom a listener at this address is open to, unencrypted, beside processes of this machine that may reach it anyway.
+pub fn open_to(address: &Address) -> Option<&'static str> {
+    match address {
+        Address::Inet(inet) | Address::Rdma(inet) => {
+            // Only an address that certainly stays on this machine is safe; a name may stand for any.
+            let host = inet.host.split('%').next().unwrap_or_default();
+            let here = match host.parse::<IpAddr>() {
+                Ok(ip) => ip.to_canonical().is_loopback(),
+                Err(_) => host == "localhost",
+            };
+            (!here).then_some("any machine")
+        }
+        Address::Vsock(vsock) if vsock.cid != VsockAddress::CID_LOCAL => {
+            Some("any virtual machine")
+        }
+        _ => None,
+    }
 }
 
 async fn bare_listener(
@@ -217,7 +304,7 @@ async fn bare_listener(
     match address.address() {
         #[cfg(feature = "tcp")]
         Address::Inet(inet) => {
-            Ok(Box::new(mig_transport_tcp::TcpListener::bind(inet, tcp(None)).await?))
+            Ok(Box::new(mig_transport_tcp::TcpListener::bind(inet, tcp(options.deadline)).await?))
         }
         #[cfg(feature = "unix")]
         Address::Unix(unix) => {
@@ -259,8 +346,8 @@ fn not_built_in(address: &Address) -> Error {
 }
 
 #[cfg(feature = "tcp")]
-fn tcp(deadline: Option<Duration>) -> mig_transport_tcp::TcpOptions {
-    mig_transport_tcp::TcpOptions::with(|tcp| tcp.deadline = deadline.unwrap_or(tcp.deadline))
+fn tcp(deadline: Duration) -> mig_transport_tcp::TcpOptions {
+    mig_transport_tcp::TcpOptions::with(|tcp| tcp.deadline = deadline)
 }
 
 #[cfg(feature = "file")]

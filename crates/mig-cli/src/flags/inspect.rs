@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::flags::{Duration, TlsDestinationFlags};
+use crate::flags::{DeadlineFlags, Duration, TlsDestinationFlags};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,6 +27,9 @@ pub(crate) struct InspectFlags {
     /// One JSON object on stdout instead of the listing
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) deadlines: DeadlineFlags,
 
     /// With a URI: give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]

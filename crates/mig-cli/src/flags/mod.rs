@@ -3,8 +3,10 @@
 //! One file a command. A command's plan (its own module, one floor up) turns them into what will be done, and refuses
 //! what cannot be.
 
+mod allow;
 mod bench;
 mod certs;
+mod deadline;
 mod doctor;
 mod inspect;
 mod multifd;
@@ -16,8 +18,10 @@ mod tls;
 use clap::{ArgAction, Parser, Subcommand};
 
 pub(crate) use crate::flags::{
+    allow::Allow,
     bench::BenchFlags,
     certs::CertsFlags,
+    deadline::DeadlineFlags,
     doctor::DoctorFlags,
     inspect::InspectFlags,
     multifd::{Channels, Compression, MultifdFlags, Percent, Uuid},

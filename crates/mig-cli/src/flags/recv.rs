@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, MultifdFlags, Size, TlsDestinationFlags};
+use crate::flags::{Allow, DeadlineFlags, Duration, MultifdFlags, Size, TlsDestinationFlags, Uuid};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,6 +62,19 @@ pub(crate) struct RecvFlags {
     /// part of what may be locked here
     #[arg(long, value_name = "SIZE")]
     pub(crate) rdma_pinned_memory: Option<Size>,
+
+    /// Which guest is expected: a source that names another is refused. Data channels name it, the main one only with
+    /// QEMU's `validate-uuid`
+    #[arg(long)]
+    pub(crate) uuid: Option<Uuid>,
+
+    /// Who may connect; again for others. An address or network (192.0.2.0/24), a user of a unix socket (uid:1000), a
+    /// context id of vsock (cid:3). Default: anybody
+    #[arg(long, value_name = "WHO")]
+    pub(crate) allow: Vec<Allow>,
+
+    #[command(flatten)]
+    pub(crate) deadlines: DeadlineFlags,
 
     /// Give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Duration, MultifdFlags, Percent, Rate, Size, TlsSourceFlags, Uuid};
+use crate::flags::{
+    DeadlineFlags, Duration, MultifdFlags, Percent, Rate, Size, TlsSourceFlags, Uuid,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,6 +75,9 @@ pub(crate) struct SendFlags {
 
     #[command(flatten)]
     pub(crate) tls: TlsSourceFlags,
+
+    #[command(flatten)]
+    pub(crate) deadlines: DeadlineFlags,
 
     /// Give up when the whole command takes longer than this
     #[arg(long, value_name = "DURATION")]

@@ -66,7 +66,14 @@ pub(crate) fn run(flags: &InspectFlags) -> Outcome {
     let (report, outcome) = match source {
         Source::Stdin => walk(io::stdin().lock(), "stdin", &StoredStream::default()),
         Source::File(path) => file(path)?,
-        Source::Uri(address) => crate::recv::inspect(address, &flags.tls, flags.timeout, &talk),
+        Source::Uri(address) => {
+            let plan = crate::recv::Looking {
+                tls: &flags.tls,
+                deadlines: &flags.deadlines,
+                timeout: flags.timeout,
+            };
+            crate::recv::inspect(address, &plan, &talk)
+        }
     };
     print(&report, flags.json)?;
     outcome

@@ -4,6 +4,7 @@
 
 mod bench;
 mod doctor;
+mod door;
 mod failing;
 mod inspect;
 mod multifd;

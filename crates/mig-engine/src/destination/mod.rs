@@ -33,15 +33,22 @@ use self::{load::Load, loader::Loader};
 use crate::{
     accept::{Accepted, Acceptor},
     answers::{Answers, drain},
+    deadlines::Deadlines,
     error::{Error, Owner, Result},
     guest::Guest,
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
     multifd::receive::{Beside, DataChannels},
-    parameters::{Capabilities, Deadlines, MultifdOptions, Parameters},
+    parameters::{Capabilities, MultifdOptions, Parameters},
     source::Outcome,
     walk::StreamWalk,
 };
+
+/// What a destination waits for, one after the other.
+pub(crate) const SOURCE: &str = "a source to connect";
+pub(crate) const BYTES: &str = "more from the source";
+pub(crate) const TELLING: &str = "the source to take the answer";
+pub(crate) const HANGING_UP: &str = "the source to hang up";
 
 /// How long the source may take to hang up after the verdict before it is hung up on.
 const HANG_UP_GRACE: Duration = Duration::from_secs(2);
@@ -222,6 +229,7 @@ impl Destination {
         answers: &mut Answers,
         link: &mut Link,
     ) -> Result<bool> {
+        shared.waits_for(SOURCE);
         let mut acceptor = Acceptor::new(listener, &self.deadlines);
         let (stream, reader) = link.main.insert(acceptor.main(&mut link.data).await?);
         shared.destination_event(DestinationEvent::Connected)?;
@@ -250,7 +258,7 @@ impl Destination {
             }
             placing = data.placing(placing);
             device_states = Some(data.accept_device_states());
-            data.start().await?;
+            data.start(stream.peer()).await?;
             answers.take_any_number(data.hub().takes_any_number());
         }
         let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);
@@ -269,6 +277,7 @@ impl Destination {
             data: hub.as_ref().map(|hub| Beside::new(hub, idle, self.deadlines.first_byte)),
             device_states,
         };
+        shared.waits_for(BYTES);
         let loaded = {
             let load = pin!(load.all(&mut loader));
             match (&hub, &mut link.data) {
@@ -299,6 +308,7 @@ impl Destination {
         self.placement = loader.placement().cloned();
         let state = loaded?;
         let confirmed = answers.is_open();
+        shared.waits_for(TELLING);
         if confirmed {
             progress.verdict_begun.store(true, Ordering::Relaxed);
             answers.success().await?;
@@ -308,6 +318,7 @@ impl Destination {
             Error::misuse("the guest arrived and could not be started").caused_by(error)
         })?;
         progress.started.store(true, Ordering::Relaxed);
+        shared.waits_for(HANGING_UP);
         // Lets the source read the verdict before the connections go.
         if let Some(hub) = &hub {
             let ended = tokio::time::timeout(HANG_UP_GRACE, hub.all_ended()).await;

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use mig_proto::{Event, Options, UnknownIterables, state::DestinationEvent};
+use mig_proto::{Configuration, Event, Options, UnknownIterables, state::DestinationEvent};
 use mig_ram::PAGE_SIZE;
 use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, Listener};
@@ -10,11 +10,13 @@ use mig_transport::{Blame, Listener};
 use crate::{
     accept::Acceptor,
     answers::{Answers, drain},
+    deadlines::Deadlines,
+    destination::{BYTES, HANGING_UP, SOURCE, TELLING},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
     multifd::receive::{Beside, DataChannels},
-    parameters::{Deadlines, MultifdOptions, Parameters},
+    parameters::{MultifdOptions, Parameters},
     record::{
         counts::PageCounts, keeper::Keeper, memory::RecordedMemory, sink::StreamSink,
         writer::SinkWriter,
@@ -36,6 +38,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// The same for a cancel, which is promised to take no longer than 100 ms.
 const HASTY_FAREWELL: Duration = Duration::from_millis(40);
 
+/// What the writing of what came is called.
+const DISK: &str = "what came to be written and durable";
+
 /// What a recorder is told. Start from `RecordOptions::default()` and change fields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -54,6 +59,9 @@ pub struct RecordOptions {
     pub max_guest_memory: Option<u64>,
     /// Expect pages over data channels (capability `multifd` of the source); they become records of the one stream.
     pub multifd: Option<MultifdOptions>,
+    /// The guest that is expected: a source that names another is refused. Over data channels each says which guest it is
+    /// of; the main channel says so only where the source has `validate-uuid` on. `None` takes any.
+    pub uuid: Option<[u8; 16]>,
 }
 
 impl Default for RecordOptions {
@@ -68,6 +76,7 @@ impl Default for RecordOptions {
             stream,
             max_guest_memory: None,
             multifd: None,
+            uuid: None,
         }
     }
 }
@@ -168,9 +177,11 @@ impl Recorder {
         shared.destination_event(DestinationEvent::Listen)?;
         shared.listening(listener.local_addresses());
         let multifd = self.options.multifd.as_ref();
-        let mut data =
-            multifd.map(|options| DataChannels::new(options, None, shared)).transpose()?;
+        let mut data = multifd
+            .map(|options| DataChannels::new(options, self.options.uuid, shared))
+            .transpose()?;
         let mut acceptor = Acceptor::new(listener, &self.options.deadlines);
+        shared.waits_for(SOURCE);
         let accepted = tokio::select! {
             accepted = acceptor.main(&mut data) => accepted,
             () = shared.cancelled() => Err(Error::cancelled()),
@@ -196,10 +207,11 @@ impl Recorder {
             hooks,
             memory,
             data: hub.as_ref().map(|hub| Beside::new(hub, idle, arrival)),
-            sink: SinkWriter::start(sink)?,
+            sink: SinkWriter::start(sink, self.options.deadlines.storage)?,
             observer,
             shared,
             flushed: false,
+            uuid: self.options.uuid,
         };
         session.answers.take_any_number(hub.as_ref().is_some_and(|hub| hub.takes_any_number()));
         let received = tokio::select! {
@@ -245,6 +257,8 @@ struct Session<'a, 'o> {
     shared: &'a Shared,
     /// MULTIFD_FLUSH came.
     flushed: bool,
+    /// The guest that is expected.
+    uuid: Option<[u8; 16]>,
 }
 
 impl Session<'_, '_> {
@@ -273,7 +287,7 @@ impl Session<'_, '_> {
                 "multifd over a transport that brings memory by itself, on one channel: turn multifd off at both ends",
             ));
         }
-        beside.start().await?;
+        beside.start(self.stream.peer()).await?;
         let hub = Arc::clone(beside.hub());
         tokio::select! {
             biased;
@@ -294,6 +308,7 @@ impl Session<'_, '_> {
             self.answers.give(&mut self.stream).await?;
             self.serve_window().await?;
             let marked = self.pass_mark().await?;
+            self.shared.waits_for(DISK);
             self.write_memory().await?;
             self.sink.pass_on().await?;
             if marked {
@@ -302,6 +317,7 @@ impl Session<'_, '_> {
             if at_least == 0 || self.walk.is_complete() {
                 break;
             }
+            self.shared.waits_for(BYTES);
             end = self.more(end).await?;
         }
         if let Some(data) = &self.data {
@@ -325,6 +341,7 @@ impl Session<'_, '_> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.shared.waits_for(DISK);
         self.sink.sync().await
     }
 
@@ -342,11 +359,15 @@ impl Session<'_, '_> {
             memory,
             data,
             flushed,
+            uuid,
             ..
         } = self;
         let walked = walk.walk_while::<Error>(reader.buffer(), end, |piece| {
             let mut go_on = true;
             if let Some(event) = &piece.event {
+                if let Event::Configuration(configuration) = event {
+                    check_guest(*uuid, configuration).map_err(|error| error.at(piece.position))?;
+                }
                 *flushed |= matches!(event, Event::MultifdFlush(_));
                 if let Some(data) = data {
                     go_on = data.note(event);
@@ -444,23 +465,35 @@ impl Session<'_, '_> {
         }
     }
 
-    /// Names the file, then tells the source. Not interrupted by a cancel: it comes too late.
+    /// Names the file, then tells the source. A cancel comes too late, unless the disk takes its time.
     async fn conclude(self) -> Result<Recorded> {
         let Self { mut reader, mut answers, sink, pages, shared, stream, memory, hooks, .. } = self;
         // All of it is written, and nobody else may touch it any more.
         drop(memory);
         let stop = stream.shutdown_handle();
-        let bytes = match sink.commit().await {
+        let committed = tokio::select! {
+            biased;
+            committed = sink.commit() => committed,
+            () = too_late_for_a_name(shared) => Err(Error::cancelled().noting(
+                "the disk was busy giving the stream its name, and the name may still appear: the source is told that \
+                 it failed, so do not start that copy"
+                    .into(),
+            )),
+        };
+        let bytes = match committed {
             Ok(bytes) => bytes,
             Err(error) => {
-                answers.failure(FAREWELL).await;
-                let _late = drain(&mut reader, FAREWELL).await;
+                let hasty = error.blame() == Blame::Cancelled;
+                let limit = if hasty { HASTY_FAREWELL / 2 } else { FAREWELL };
+                answers.failure(limit).await;
+                let _late = drain(&mut reader, limit).await;
                 stop.shutdown();
                 return Err(error.during("device"));
             }
         };
         let confirmed = answers.is_open();
         if confirmed {
+            shared.waits_for(TELLING);
             let told = tokio::select! {
                 biased;
                 told = answers.success() => told,
@@ -476,6 +509,7 @@ impl Session<'_, '_> {
                 .caused_by(error)
                 .owned_by(Owner::Unknown)
             })?;
+            shared.waits_for(HANGING_UP);
             let closed = tokio::select! {
                 closed = drain(&mut reader, CLOSE) => closed,
                 () = shared.cancelled() => Ok(false),
@@ -511,6 +545,31 @@ impl fmt::Debug for Session<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("stream", &self.stream).finish_non_exhaustive()
     }
+}
+
+/// Refuses a source that names another guest.
+fn check_guest(expected: Option<[u8; 16]>, configuration: &Configuration) -> Result<()> {
+    match (expected, configuration.uuid()) {
+        (Some(expected), Some(named)) if expected != named => {
+            Err(Error::peer_incompatible(format!(
+                "the source sends guest {:032x}, and {:032x} is expected here: it is another guest, or the wrong UUID was \
+                 named at this end",
+                u128::from_be_bytes(named),
+                u128::from_be_bytes(expected)
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A cancel, and the moment after it in which a name is given nearly always.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+async fn too_late_for_a_name(shared: &Shared) {
+    shared.cancelled().await;
+    tokio::time::sleep(HASTY_FAREWELL).await;
 }
 
 /// Brings the statistics up to date. Pages that came `beside` the stream are no bytes of it.

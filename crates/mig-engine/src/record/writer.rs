@@ -14,6 +14,7 @@ use mig_transport::{Blame, Error as TransportError};
 use tokio::sync::mpsc;
 
 use crate::{
+    deadlines::Wait,
     error::{Error, Result},
     record::sink::StreamSink,
 };
@@ -30,6 +31,10 @@ const MOST_READ_BYTES: usize = 256 << 10;
 /// left there because it wanted more. Whatever exceeds that makes the chunk grow.
 const SLACK_BYTES: usize = 4 * LEAST_READ_BYTES;
 const CHUNKS: usize = 4;
+
+const WRITING: &str = "writing";
+const SYNCING: &str = "making the bytes durable";
+const NAMING: &str = "giving the file its name";
 
 enum Order {
     Write(Vec<u8>),
@@ -54,11 +59,13 @@ pub(super) struct SinkWriter {
     current: Vec<u8>,
     /// Bytes passed on.
     written: u64,
+    /// How long the disk may take over one thing.
+    patience: Duration,
 }
 
 impl SinkWriter {
     /// Starts the thread.
-    pub(super) fn start(sink: Box<dyn StreamSink>) -> Result<Self> {
+    pub(super) fn start(sink: Box<dyn StreamSink>, patience: Duration) -> Result<Self> {
         let name = sink.name();
         let (orders, inbox) = mpsc::unbounded_channel();
         let (outbox, reports) = mpsc::unbounded_channel();
@@ -75,6 +82,7 @@ impl SinkWriter {
             empty: (1..CHUNKS).map(|_| Vec::new()).collect(),
             current: Vec::new(),
             written: 0,
+            patience,
         })
     }
 
@@ -112,7 +120,7 @@ impl SinkWriter {
         }
         let empty = match self.empty.pop() {
             Some(empty) => empty,
-            None => match self.report().await? {
+            None => match self.report(WRITING).await? {
                 Report::Empty(chunk) => chunk,
                 _ => Vec::new(),
             },
@@ -131,7 +139,7 @@ impl SinkWriter {
     pub(super) async fn sync(&mut self) -> Result<()> {
         self.flush().await?;
         self.order(Order::Sync);
-        while !matches!(self.report().await?, Report::Synced) {}
+        while !matches!(self.report(SYNCING).await?, Report::Synced) {}
         Ok(())
     }
 
@@ -142,7 +150,7 @@ impl SinkWriter {
     /// Not cancel safe: it happens or not.
     pub(super) async fn commit(mut self) -> Result<u64> {
         self.order(Order::Commit);
-        while !matches!(self.report().await?, Report::Committed) {}
+        while !matches!(self.report(NAMING).await?, Report::Committed) {}
         Ok(self.written)
     }
 
@@ -166,8 +174,15 @@ impl SinkWriter {
         let _gone = self.orders.send(order);
     }
 
-    async fn report(&mut self) -> Result<Report> {
-        match self.reports.recv().await {
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the report is the next one's.
+    async fn report(&mut self, doing: &str) -> Result<Report> {
+        let Ok(report) = tokio::time::timeout(self.patience, self.reports.recv()).await else {
+            let doing = format!("{}: {doing}", self.name);
+            return Err(Error::deadline(Wait::Storage, &doing, self.patience));
+        };
+        match report {
             Some(Report::Failed(doing, source)) => {
                 Err(TransportError::io(format!("{}: {doing}", self.name), source).into())
             }
@@ -193,18 +208,18 @@ fn serve(
                     chunk.clear();
                     (Report::Empty(chunk), false)
                 }
-                Err(error) => (Report::Failed("writing", error), true),
+                Err(error) => (Report::Failed(WRITING, error), true),
             },
             Order::Sync => match sink.sync() {
                 Ok(()) => (Report::Synced, false),
-                Err(error) => (Report::Failed("making the bytes durable", error), true),
+                Err(error) => (Report::Failed(SYNCING, error), true),
             },
             Order::Commit => {
                 let outcome = sink.commit();
                 // Nobody waiting any more is no reason to undo it.
                 let _gone = outbox.send(match outcome {
                     Ok(()) => Report::Committed,
-                    Err(error) => Report::Failed("giving the file its name", error),
+                    Err(error) => Report::Failed(NAMING, error),
                 });
                 return;
             }

@@ -15,19 +15,20 @@ use mig_stream::{IdleClock, Stream, StreamWriter, within};
 use mig_transport::{Blame, Connector, Error as TransportError};
 
 use crate::{
+    deadlines::{Deadlines, Wait},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
-    parameters::{Deadlines, Parameters},
+    parameters::Parameters,
     record::PageCounts,
     replay::{
         cutter::{Cutter, Part},
-        input::InputReader,
+        input::{Buffer, InputReader},
         memory::{Stored, StoredMemory, load},
     },
     source::{
-        AFTERMATH, Progress, ReturnPath, Verdict, check_several_channels, connect, said_too_early,
-        who_is_silent,
+        AFTERMATH, CONNECTING, Progress, ReturnPath, VERDICT, Verdict, check_several_channels,
+        connect, said_too_early, who_is_silent,
     },
     statistics::MigrationInfo,
     walk::{InputEnd, StreamWalk},
@@ -190,6 +191,7 @@ impl Replayer {
             Some(memory) => Cutter::with_windows(answers.is_some(), memory.question(shared)),
         };
         let mut session = Session {
+            idle: stream.idle(),
             connector,
             writer,
             input,
@@ -233,14 +235,17 @@ impl Replayer {
         let mut input = Some(input);
         let mut stored = None;
         if connector.has_ram_hooks() || self.options.multifd {
+            shared.waits_for("the guest's memory to be read from the input");
             stored = self.load(input.take(), name).await?;
         }
+        shared.waits_for(CONNECTING);
         let (mut stream, writer, answers) = self.open(shared, connector).await?;
         let hooks = Hooks::of(&mut stream);
         if self.options.multifd {
             check_several_channels(&stream, &hooks)?;
         }
         if hooks.active() && stored.is_none() {
+            shared.waits_for("the guest's memory to be read from the input");
             stored = self.load(input.take(), name).await?;
         }
         let memory = match &stored {
@@ -334,6 +339,7 @@ struct Ready {
 
 /// A replay in progress.
 struct Session<'a> {
+    idle: Option<Arc<IdleClock>>,
     /// For data channels.
     connector: &'a dyn Connector,
     writer: StreamWriter,
@@ -419,12 +425,14 @@ impl Session<'_> {
         match early {
             Ok(verdict) => self.decide(verdict),
             Err(Ok(())) => {
+                self.shared.waits_for(VERDICT);
                 let verdict = within::<_, Error>(
                     "waiting for the destination's verdict",
                     acknowledgement,
                     answers.verdict(),
                 )
-                .await?;
+                .await
+                .map_err(|error| error.ran_out(Wait::Acknowledgement))?;
                 self.decide(Ok(verdict))
             }
             // The link's word for a destination that gave up is "broken pipe"; its own may be on the way.
@@ -462,7 +470,9 @@ impl Session<'_> {
     /// Not cancel safe: bytes are lost. The channel must be cut then.
     async fn send(&mut self) -> Result<()> {
         loop {
-            let (buffer, ended) = self.input.next().await?;
+            self.shared.waits_for("more of the input");
+            let (buffer, ended) = self.next_input().await?;
+            self.shared.waits_for("the destination to take bytes");
             let end = if ended { InputEnd::Closed } else { InputEnd::Open };
             let Self { walk, cutter, .. } = self;
             let bytes = buffer.bytes();
@@ -500,6 +510,21 @@ impl Session<'_> {
                 // Only the verdict is missing now.
                 return self.reached_device();
             }
+        }
+    }
+
+    /// An input that gives nothing is silence too, and the destination is not to blame for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no byte is lost.
+    async fn next_input(&mut self) -> Result<(Buffer, bool)> {
+        match &self.idle {
+            Some(idle) => {
+                let doing = format!("waiting for {} to give more of the stream", self.name);
+                idle.attend(doing, self.input.next()).await
+            }
+            None => self.input.next().await,
         }
     }
 

@@ -13,6 +13,7 @@
 mod bandwidth;
 mod brake;
 mod convergence;
+mod heartbeat;
 mod listening;
 pub(crate) mod pages;
 pub(crate) mod ram;
@@ -22,6 +23,7 @@ mod vmdesc;
 mod xbzrle;
 
 use std::{
+    future::Future,
     pin::pin,
     sync::{
         Arc, OnceLock,
@@ -44,6 +46,7 @@ use mig_transport::{Connector, WindowReason};
 use self::{
     bandwidth::Bandwidth,
     convergence::{Convergence, Decision},
+    heartbeat::Heartbeat,
     listening::{decide, send_listening},
     ram::RamSource,
     throttle::{Interval, Throttle},
@@ -54,12 +57,13 @@ pub(crate) use self::{
 };
 use crate::{
     blockers::Blockers,
+    deadlines::{Deadlines, Wait},
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest},
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
     multifd::{Beside, Main},
-    parameters::{Capabilities, Deadlines, Parameters},
+    parameters::{Capabilities, Parameters},
     statistics::MigrationInfo,
     zero_copy,
 };
@@ -78,6 +82,11 @@ const WINDOW_TIME: Duration = Duration::from_secs(1);
 
 /// How long a destination that has everything may take over what is still owed to it.
 pub(crate) const AFTERMATH: Duration = Duration::from_secs(10);
+
+/// What a source waits for first,
+pub(crate) const CONNECTING: &str = "a connection to the destination";
+/// and last.
+pub(crate) const VERDICT: &str = "the destination's verdict";
 
 /// A successful migration.
 #[derive(Clone, Debug, PartialEq)]
@@ -266,6 +275,7 @@ impl Source {
             ram.use_xbzrle(shared.parameters().xbzrle_cache_size, &shared.statistics)?;
         }
         let idle = self.deadlines.idle.map(IdleClock::new);
+        shared.waits_for(CONNECTING);
         let mut stream =
             connect(connector, self.capabilities.return_path, &shared.limiter, idle.as_ref())
                 .await?;
@@ -301,6 +311,9 @@ impl Source {
             idle,
             return_path: self.capabilities.return_path,
             pause: self.capabilities.pause_before_switchover,
+            heartbeat: back
+                .as_ref()
+                .and_then(|back| Heartbeat::new(&self.deadlines, back.heartbeat_answered())),
             throttle: self.capabilities.auto_converge.then(Throttle::default),
             switchover_start: self.switchover_start,
             uuid: self.uuid,
@@ -315,9 +328,15 @@ impl Source {
             None => false,
             Some(back) => {
                 let limit = self.deadlines.final_acknowledgement;
-                let verdict = tokio::time::timeout(limit, back.verdict())
-                    .await
-                    .map_err(|_| Error::deadline("the destination's verdict", limit).on(&name))?;
+                shared.waits_for(VERDICT);
+                let verdict = tokio::time::timeout(limit, back.verdict()).await.map_err(|_| {
+                    Error::deadline(
+                        Wait::Acknowledgement,
+                        "waiting for the destination's verdict",
+                        limit,
+                    )
+                    .on(&name)
+                })?;
                 decide(verdict?, progress).map_err(|error| error.on(name.as_str()))?;
                 true
             }
@@ -369,7 +388,9 @@ pub(crate) async fn connect(
     if let Some(idle) = idle {
         options = options.idle(Arc::clone(idle));
     }
-    Ok(Stream::open(connector.connect().await?, options))
+    let channel = connector.connect().await;
+    let channel = channel.map_err(Error::of_connecting)?;
+    Ok(Stream::open(channel, options))
 }
 
 /// Refuses data channels on a transport that cannot have them, before anything is sent.
@@ -436,6 +457,7 @@ struct Job<'a> {
     idle: Option<Arc<IdleClock>>,
     return_path: bool,
     pause: bool,
+    heartbeat: Option<Heartbeat>,
     throttle: Option<Throttle>,
     switchover_start: bool,
     uuid: Option<[u8; 16]>,
@@ -464,9 +486,11 @@ impl Job<'_> {
     /// docs/wire/stream.md §8.1.
     async fn send_stream(&mut self) -> Result<()> {
         let begun = Instant::now();
+        self.shared.waits_for("the destination to take the beginning of the stream");
         self.set_up().await?;
         self.shared.source_event(SourceEvent::Ready)?;
         self.shared.statistics.setup_us.set_micros(begun.elapsed());
+        self.shared.waits_for("the destination to take pages");
         self.iterate().await?;
         let state = self.switch_over().await?;
         self.complete(state).await
@@ -579,7 +603,8 @@ impl Job<'_> {
         self.release_brake();
         if self.pause {
             self.shared.source_event(SourceEvent::ConvergedPausing)?;
-            self.wait_to_continue().await;
+            self.shared.waits_for("the word to continue (migrate-continue)");
+            self.wait_to_continue().await?;
             self.shared.source_event(SourceEvent::Continue)?;
         } else {
             self.shared.source_event(SourceEvent::Converged)?;
@@ -591,14 +616,39 @@ impl Job<'_> {
         Ok(state)
     }
 
-    async fn wait_to_continue(&self) {
-        // The wire is silent for as long as the operator thinks: that is no dead link.
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
+    /// # Errors
+    ///
+    /// The destination does not answer the heartbeat.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: a PING may be cut.
+    async fn wait_to_continue(&mut self) -> Result<()> {
         let told = self.shared.told_to_continue();
+        let Some(heartbeat) = &mut self.heartbeat else {
+            return self.wait_in_silence(told).await;
+        };
+        let waited = tokio::select! {
+            biased;
+            () = told => Ok(()),
+            dead = heartbeat.beat(&mut self.out) => dead.map(|never| match never {}),
+        };
+        waited?;
+        // What was being said when the word came is said to its end.
+        Ok(self.out.flush().await?)
+    }
+
+    /// The wire is silent for as long as the operator thinks: that is no dead link.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn wait_in_silence(&self, told: impl Future<Output = ()>) -> Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
         let mut told = pin!(told);
         loop {
             tokio::select! {
-                () = &mut told => return,
+                () = &mut told => return Ok(()),
                 _ = tick.tick() => {
                     if let Some(idle) = &self.idle {
                         idle.touch();
@@ -612,6 +662,7 @@ impl Job<'_> {
     async fn complete(&mut self, state: RunState) -> Result<()> {
         // The guest stands still: the rate is for those who share the link with a running one.
         self.out.set_urgent(true);
+        self.shared.waits_for("the destination to take the last pages and the devices");
         if self.switchover_start {
             let mut command = Vec::new();
             encode::command(&mut command, &Command::SwitchoverStart);

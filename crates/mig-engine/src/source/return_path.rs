@@ -1,12 +1,13 @@
 //! The source's ear: reads what the destination says until its verdict.
 
 use mig_proto::{
-    peer::{CHANNELS_MAY_CHANGE, MAY_CHANNELS_CHANGE},
+    peer::{CHANNELS_MAY_CHANGE, MAY_CHANNELS_CHANGE, heartbeat_answered},
     return_path::{ReturnPathDecoder, SourceBlock, SourceEvent, SourceReturnPath},
 };
 use mig_stream::StreamReader;
 use tokio::sync::{Notify, watch};
 
+use super::heartbeat::Answered;
 use crate::error::{Error, Result};
 
 /// What the destination decided, or why it will never be known.
@@ -28,6 +29,7 @@ pub(crate) struct ReturnPath {
     rules: SourceReturnPath,
     pub(crate) switchover_ack: Notify,
     peer: watch::Sender<Option<bool>>,
+    answered: Answered,
 }
 
 impl ReturnPath {
@@ -44,12 +46,18 @@ impl ReturnPath {
             rules,
             switchover_ack: Notify::new(),
             peer: watch::Sender::new(None),
+            answered: Answered::new(watch::Sender::new(0)),
         })
     }
 
     /// The destination's answer to whether the number of data channels may change, while it is listened to.
     pub(crate) fn channels_may_change(&self) -> watch::Receiver<Option<bool>> {
         self.peer.subscribe()
+    }
+
+    /// Which PING of a heartbeat was answered last, while it is listened to.
+    pub(crate) fn heartbeat_answered(&self) -> Answered {
+        Answered::clone(&self.answered)
     }
 
     /// Reads until the destination has decided.
@@ -85,6 +93,11 @@ impl ReturnPath {
                 }
                 SourceEvent::Pong { value: MAY_CHANNELS_CHANGE } => {
                     self.peer.send_replace(Some(false));
+                }
+                SourceEvent::Pong { value } => {
+                    if let Some(count) = heartbeat_answered(value) {
+                        self.answered.send_replace(count);
+                    }
                 }
                 SourceEvent::PagesRequested { .. } => {
                     tracing::debug!("page requests mean nothing in precopy");

@@ -7,6 +7,7 @@ mod ahead;
 mod arrival;
 mod cancelled;
 mod cut;
+mod heartbeat;
 mod hooks;
 mod multifd_arrival;
 mod multifd_device_state;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mig_proto::multifd::Hello;
 use mig_testkit::{memory_pair, stream_channel};
-use mig_transport::{Blame, Capabilities, Channel, ChannelParts};
+use mig_transport::{Blame, Capabilities, Channel, ChannelParts, Peer};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{Arriving, Half, Pair, Ready, check};
@@ -101,4 +101,59 @@ async fn nobody_coming_is_a_deadline() {
     let error = pair.destination.run(&mut Arriving::new([])).await.unwrap_err();
     assert_eq!(error.blame(), Blame::Deadline);
     assert!(error.to_string().contains("waiting for a source"), "{error}");
+}
+
+/// Hundreds who say nothing, and half of a word of a source: the oldest go, and the right one is served at once.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_at_the_door_holds_nobody_up() {
+    let mut pair = Pair::new();
+    let mut ends = Vec::new();
+    let mut crowd = Vec::new();
+    for at in 0..500 {
+        let (near, mut far) = connection();
+        if at % 2 == 1 {
+            far.write_all(b"QEVM\0\0\0\x03\x07\0\0").await.unwrap();
+        }
+        crowd.push(near);
+        ends.push(far);
+    }
+    let (out, into) = memory_pair(8 * 1024);
+    crowd.push(into);
+    let mut listener = Arriving::new(crowd);
+    let connector = Ready::new(out);
+    let begun = tokio::time::Instant::now();
+    let (sent, received) =
+        tokio::join!(pair.source.run(&connector), pair.destination.run(&mut listener));
+    sent.unwrap();
+    received.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    check(&pair.destination_ram);
+}
+
+/// Of a crowd from one address the oldest go, and not a lonely one from elsewhere, however long it has waited.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_pushes_out_itself() {
+    let mut pair = Pair::new();
+    let peer = |last| Peer::address([192, 0, 2, last].into());
+    let (lonely, mut lonely_end) = connection();
+    let mut ends = Vec::new();
+    let mut arriving = vec![lonely.with_peer(peer(1))];
+    for _ in 0..mig_engine::MAX_CANDIDATES + 100 {
+        let (near, far) = connection();
+        arriving.push(near.with_peer(peer(2)));
+        ends.push(far);
+    }
+    let mut listener = Arriving::new(arriving);
+    let handle = pair.destination.handle();
+    let watch = async {
+        let mut nothing = [0];
+        // The first of the crowd is hung up on.
+        let end = tokio::io::AsyncReadExt::read(&mut ends[0], &mut nothing).await;
+        assert_eq!(end.unwrap(), 0);
+        let waits = tokio::io::AsyncReadExt::read(&mut lonely_end, &mut nothing);
+        assert!(tokio::time::timeout(Duration::from_secs(1), waits).await.is_err(), "it may stay");
+        handle.cancel();
+    };
+    let (received, ()) = tokio::join!(pair.destination.run(&mut listener), watch);
+    assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
 }

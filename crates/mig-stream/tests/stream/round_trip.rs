@@ -6,7 +6,9 @@ use mig_stream::{Result, Stream, StreamOptions, StreamReader, StreamWriter};
 use mig_transport::{Region, RegionSlice, VecRegion};
 use proptest::prelude::*;
 
-use crate::support::{Pieces, Then, contents, region, runtime, sink, socket_pair, source};
+use crate::support::{
+    Pieces, Source, Then, contents, region, runtime, sink, socket_pair, source, source_channel,
+};
 
 #[derive(Clone, Debug)]
 enum Item {
@@ -248,4 +250,21 @@ async fn receiving_past_the_buffer_keeps_order() {
     reader.read_into(&RegionSlice::new(memory.clone(), 3, 3).unwrap()).await.unwrap();
     assert_eq!(contents(&memory, 0, 6), b"AABBBB"[..6]);
     assert_eq!(reader.receive(&all).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_buffer_that_grows_keeps_what_is_in_it() {
+    let least = StreamReader::LEAST_BUFFER_BYTES;
+    let bytes: Vec<u8> = (0..4 * least).map(|at| (at % 251) as u8).collect();
+    let half = Source { bytes: bytes.clone().into(), pieces: Pieces::new([100]), then: Then::End };
+    let options = StreamOptions::default().buffer_bytes(least);
+    let mut reader = Stream::open(source_channel(half), options).reader().unwrap();
+    reader.peek(least).await.unwrap();
+    reader.consume(100);
+    reader.grow(least / 2);
+    assert_eq!(reader.capacity(), least, "it never shrinks");
+    reader.grow(8 * least);
+    assert_eq!(reader.buffer(), &bytes[100..least]);
+    reader.peek(4 * least - 100).await.unwrap();
+    assert_eq!((reader.buffer(), reader.position()), (&bytes[100..], 100));
 }

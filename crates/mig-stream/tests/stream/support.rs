@@ -203,6 +203,7 @@ fn socket(socket: std::os::unix::net::UnixStream) -> Channel {
         receive: Some(Box::new(receive)),
         send: Some(Box::new(send)),
         force: Some(Box::new(io)),
+        peer: Default::default(),
         hooks: None,
         capabilities: Capabilities::socket(),
         endpoint: Endpoint { transport: "unix", ..Endpoint::default() },

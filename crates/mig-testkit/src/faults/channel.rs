@@ -99,6 +99,7 @@ fn wrap(mut inner: Channel, faults: &Faults, number: usize) -> Channel {
         hooks: capabilities.direct_ram_writes.then(|| inner.take_ram_hooks()),
         capabilities,
         endpoint: inner.endpoint().clone(),
+        peer: inner.peer(),
     })
 }
 

@@ -79,6 +79,7 @@ pub(crate) async fn negotiate_link(
     let endpoint = channel.endpoint().clone();
     let (receiver, sender) = halves(&mut channel)?;
     let stop = channel.shutdown_handle();
+    let peer = channel.peer();
     let capabilities = channel.capabilities().with(|can| {
         can.fd_passing = false;
         can.zero_copy = false;
@@ -122,6 +123,7 @@ pub(crate) async fn negotiate_link(
         hooks: None,
         capabilities,
         endpoint: named(endpoint, &agreed, name),
+        peer,
     });
     Ok((channel, link))
 }

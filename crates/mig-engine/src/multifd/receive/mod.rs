@@ -10,7 +10,9 @@
 //!
 //! Channels come in any order, before main, after it, and while it is being read; whatever needs one that has not come
 //! waits for it under the migration's deadline on silence. A connection whose hello is no good is dropped, with a log
-//! line, and nothing else happens: it may be a stranger's. One hello ends the migration, that of a channel beyond the
+//! line, and nothing else happens: it may be a stranger's. So is one that does not come from where main comes from, the
+//! same address, user or virtual machine: whoever guesses the number of a channel takes nobody's place. Until main is here
+//! each has a place of its own, and then only its source's are kept. One hello ends the migration, that of a channel beyond the
 //! expected ones: the source has more, and would lose the pages it sends there.
 //!
 //! When main has read the last section of `ram`, memory is closed: no channel writes there any more, whatever comes.
@@ -28,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 use mig_proto::multifd::{Hello, Method};
 use mig_ram::{Copying, PlacementOptions};
 use mig_stream::{Stream, StreamReader};
+use mig_transport::{LogLimit, Peer};
 
 pub(crate) use self::{
     beside::Beside,
@@ -58,10 +61,24 @@ pub(crate) struct DataChannels {
     method: Method,
     device_states: Option<DeviceStateSender>,
     /// Those that came before main.
-    waiting: Vec<(u8, Stream, StreamReader)>,
-    started: bool,
+    waiting: Vec<Early>,
+    /// Where main comes from; `None` before it came.
+    main: Option<Peer>,
+    /// About a channel that came from elsewhere.
+    foreign: Option<String>,
+    log: LogLimit,
     lanes: Vec<Lane<()>>,
 }
+
+/// A channel that came before main.
+struct Early {
+    hello: Hello,
+    stream: Stream,
+    reader: StreamReader,
+}
+
+/// How many channels may wait for main beyond those that are expected: a source's come within moments of it.
+const MOST_EARLY: usize = 64;
 
 impl DataChannels {
     /// Expects the channels of the guest `uuid`; without one, of that which the first channel names.
@@ -93,7 +110,9 @@ impl DataChannels {
             method,
             device_states: None,
             waiting: Vec::new(),
-            started: false,
+            main: None,
+            foreign: None,
+            log: LogLimit::default(),
             lanes: Vec::new(),
         })
     }
@@ -136,28 +155,40 @@ impl DataChannels {
         stream: Stream,
         reader: StreamReader,
     ) -> Result<()> {
-        let name = stream.endpoint().to_string();
-        if !self.uuid_is_told && self.hub.arrived() == 0 {
-            // Whoever named another was no part of this migration.
-            self.uuid = None;
+        match self.main {
+            None => {
+                self.wait_for_main(Early { hello, stream, reader }).await;
+                Ok(())
+            }
+            Some(_) => self.join(Early { hello, stream, reader }).await,
         }
-        let expected = self.uuid.unwrap_or(hello.uuid);
-        if hello.uuid != expected {
-            tracing::warn!(
-                channel = name,
-                "a data channel of another guest was dropped: its UUID is {:032x}, not {:032x}",
-                u128::from_be_bytes(hello.uuid),
-                u128::from_be_bytes(expected)
-            );
-            return Ok(());
+    }
+
+    /// Whether channel `hello` of this guest can be one of ours; if not, what is to be known about it is kept.
+    fn fits(&mut self, hello: &Hello, stream: &Stream) -> bool {
+        let name = stream.endpoint().to_string();
+        if let Some(uuid) = self.uuid.filter(|uuid| *uuid != hello.uuid) {
+            if let Some(unsaid) = self.log.say() {
+                tracing::warn!(
+                    channel = name,
+                    unsaid,
+                    "a data channel of another guest was dropped: its UUID is {:032x}, not {:032x}",
+                    u128::from_be_bytes(hello.uuid),
+                    u128::from_be_bytes(uuid)
+                );
+            }
+            return false;
         }
         let channels = self.hub.expected();
         if !self.hub.takes_any_number() && usize::from(hello.id) >= channels {
-            tracing::warn!(
-                channel = name,
-                id = hello.id,
-                "a data channel beyond the expected was dropped"
-            );
+            if let Some(unsaid) = self.log.say() {
+                tracing::warn!(
+                    channel = name,
+                    id = hello.id,
+                    unsaid,
+                    "a data channel beyond the expected was dropped"
+                );
+            }
             self.surplus.get_or_insert_with(|| {
                 Error::peer_incompatible(format!(
                     "the source opened data channel {}, and {channels} are expected here, numbered from 0: what it sends \
@@ -166,27 +197,89 @@ impl DataChannels {
                 ))
                 .on(name)
             });
+            return false;
+        }
+        true
+    }
+
+    /// Keeps a channel until it is known where main comes from. Only of one and the same end there is but one of a number.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the channel may be dropped.
+    async fn wait_for_main(&mut self, early: Early) {
+        let (id, from) = (early.hello.id, early.stream.peer());
+        if self.uuid_is_told && !self.fits(&early.hello, &early.stream) {
+            return;
+        }
+        self.forget_the_gone().await;
+        let taken = |other: &&Early| other.stream.peer() == from;
+        let of_its_own = || self.waiting.iter().filter(taken);
+        let another_guest = of_its_own().any(|other| other.hello.uuid != early.hello.uuid);
+        let twice = of_its_own().any(|other| other.hello.id == id);
+        let full = self.waiting.len() >= self.hub.expected() + MOST_EARLY;
+        if another_guest || twice || full {
+            if let Some(unsaid) = self.log.say() {
+                let channel = early.stream.endpoint();
+                let why = match (another_guest, twice) {
+                    (true, _) => "of another guest than the first from there",
+                    (_, true) => "of a number that is there",
+                    _ => "of too many before any main channel",
+                };
+                tracing::warn!(%channel, id, unsaid, "a data channel {why} was dropped");
+            }
+            return;
+        }
+        tracing::debug!(channel = %early.stream.endpoint(), id, "a data channel before main");
+        if usize::from(id) < self.hub.expected() || self.hub.takes_any_number() {
+            self.hub.set_here(id, true);
+        }
+        self.waiting.push(early);
+    }
+
+    /// Takes a channel in, now that main is here.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the channel may be dropped.
+    async fn join(&mut self, early: Early) -> Result<()> {
+        let Early { hello, stream, reader } = early;
+        let name = stream.endpoint().to_string();
+        if self.main.is_some_and(|main| main != stream.peer()) {
+            if let Some(unsaid) = self.log.say() {
+                tracing::warn!(
+                    channel = name,
+                    unsaid,
+                    "a data channel from elsewhere than the main one was dropped"
+                );
+            }
+            self.foreign.get_or_insert(name);
+            return Ok(());
+        }
+        if !self.uuid_is_told && self.hub.arrived() == 0 {
+            // Whoever named another was no part of this migration.
+            self.uuid = None;
+        }
+        if !self.fits(&hello, &stream) {
             return Ok(());
         }
         if self.hub.is_here(hello.id)
-            && !self.forget_if_gone(hello.id).await
-            && !(self.started && !self.hub.is_closed() && self.hub.becomes_vacant(hello.id).await)
+            && (self.hub.is_closed() || !self.hub.becomes_vacant(hello.id).await)
         {
-            tracing::warn!(
-                channel = name,
-                id = hello.id,
-                "a second data channel of this number was dropped"
-            );
+            if let Some(unsaid) = self.log.say() {
+                tracing::warn!(
+                    channel = name,
+                    id = hello.id,
+                    unsaid,
+                    "a second data channel of this number was dropped"
+                );
+            }
             return Ok(());
         }
-        self.uuid = Some(expected);
+        self.uuid = Some(hello.uuid);
         self.hub.set_here(hello.id, true);
         tracing::debug!(channel = name, id = hello.id, "a data channel");
-        if self.started {
-            return self.start_one(hello.id, stream, reader);
-        }
-        self.waiting.push((hello.id, stream, reader));
-        Ok(())
+        self.start_one(hello.id, stream, reader)
     }
 
     /// Whether a channel beyond the expected ones came.
@@ -233,23 +326,35 @@ impl DataChannels {
             {
                 surplus.caused_by(error)
             }
+            _ if error.blame() == mig_transport::Blame::PeerIncompatible => {
+                match self.foreign.take() {
+                    Some(channel) => error.noting(format!(
+                        "a data channel that did not come from where the main one does was dropped ({channel})"
+                    )),
+                    None => error,
+                }
+            }
             _ => error,
         }
     }
 
-    /// Main has come: the channels are served from now on.
+    /// Main has come, from there: the channels are served from now on.
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: channels may be dropped.
-    pub(crate) async fn start(&mut self) -> Result<()> {
+    pub(crate) async fn start(&mut self, main: Peer) -> Result<()> {
         // Of a source that gave up before its main channel came.
-        for id in self.waiting.iter().map(|(id, ..)| *id).collect::<Vec<_>>() {
-            self.forget_if_gone(id).await;
+        self.forget_the_gone().await;
+        self.main = Some(main);
+        for early in &self.waiting {
+            let id = early.hello.id;
+            if usize::from(id) < self.hub.expected() {
+                self.hub.set_here(id, false);
+            }
         }
-        self.started = true;
-        for (id, stream, reader) in std::mem::take(&mut self.waiting) {
-            self.start_one(id, stream, reader)?;
+        for early in std::mem::take(&mut self.waiting) {
+            self.join(early).await?;
         }
         Ok(())
     }
@@ -271,29 +376,36 @@ impl DataChannels {
         Ok(())
     }
 
-    /// Drops a channel that waits for main and has ended meanwhile; answers whether it did.
+    /// Drops channels that wait for main and have ended meanwhile.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: what came stays in its reader.
-    async fn forget_if_gone(&mut self, id: u8) -> bool {
-        let Some(at) = self.waiting.iter().position(|(waiting, ..)| *waiting == id) else {
-            return false;
-        };
-        let (.., reader) = &mut self.waiting[at];
-        // A source may have sent everything and left before we look. No longer than one look.
-        let gone = reader.buffer().is_empty()
-            && match tokio::time::timeout(Duration::ZERO, reader.fill()).await {
-                Ok(Ok(came)) => came == 0,
-                Ok(Err(_)) => true,
-                Err(_nothing) => false,
-            };
-        if gone {
-            tracing::warn!(id, "a data channel ended before its main channel came");
+    async fn forget_the_gone(&mut self) {
+        let mut at = 0;
+        while let Some(early) = self.waiting.get_mut(at) {
+            let id = early.hello.id;
+            let reader = &mut early.reader;
+            // A source may have sent everything and left before we look. No longer than one look.
+            let gone = reader.buffer().is_empty()
+                && match tokio::time::timeout(Duration::ZERO, reader.fill()).await {
+                    Ok(Ok(came)) => came == 0,
+                    Ok(Err(_)) => true,
+                    Err(_nothing) => false,
+                };
+            if !gone {
+                at += 1;
+                continue;
+            }
+            if let Some(unsaid) = self.log.say() {
+                tracing::warn!(id, unsaid, "a data channel ended before its main channel came");
+            }
             self.waiting.remove(at);
-            self.hub.set_here(id, false);
+            let others = self.waiting.iter().any(|other| other.hello.id == id);
+            if !others && usize::from(id) < self.hub.expected() {
+                self.hub.set_here(id, false);
+            }
         }
-        gone
     }
 }
 

@@ -186,7 +186,7 @@ impl SendChannels {
             .map_err(|_| Error::misuse("more than 256 data channels"))?;
         let connected = connector.connect().await;
         let channel = connected.map_err(|error| {
-            Error::from(error).noting(format!("while data channel {id} was opened"))
+            Error::of_connecting(error).noting(format!("while data channel {id} was opened"))
         })?;
         let mut stream = Stream::open(channel, self.options.clone());
         let name = format!("data channel {id}, {}", stream.endpoint());

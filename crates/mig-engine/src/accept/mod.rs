@@ -3,12 +3,13 @@
 //! ```text
 //!   Listener ──▶ candidate ──first bytes──▶ "QEVM"?         ──▶ the main channel
 //!            ──▶ candidate ──first bytes──▶ 11 22 33 44?    ──hello──▶ a data channel, where some are expected
-//!            ──▶ candidate ──nothing─────▶ dropped by its deadline, with a log line
-//!            ──▶ candidate ──garbage─────▶ dropped at once, with a log line
+//!            ──▶ candidate ──nothing─────▶ dropped by its deadline, or when its seat is needed
+//!            ──▶ candidate ──garbage─────▶ dropped at once
 //! ```
 //!
-//! Candidates are looked at side by side, so a stranger delays nobody, and at most [`MAX_CANDIDATES`] of them wait at a
-//! time. A transport with one channel only (fd, exec, file) has no strangers: what comes over it is the answer, and if
+//! Candidates are looked at side by side, so a stranger delays nobody; at most [`MAX_CANDIDATES`] of them wait at a
+//! time, and a newcomer gets the seat of the oldest of the largest crowd. Of whom was dropped a few lines are logged and then
+//! a number. A transport with one channel only (fd, exec, file) has no strangers: what comes over it is the answer, and if
 //! that is no migration stream, the error says so.
 //!
 //! Data channels may come before main and after it, so where they are expected accepting goes on for as long as the
@@ -16,32 +17,26 @@
 //! that comes all the same is dropped and remembered. It counts only if the single stream looks as if its pages had gone
 //! elsewhere, or fails: the pages that a source sends over data channels are not in the stream, which ends as if whole.
 
+mod candidates;
+mod look;
+
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use mig_proto::{FirstBytes, classify, multifd::Hello};
-use mig_stream::{IdleClock, Stream, StreamOptions, StreamReader, within};
-use mig_transport::{Blame, Channel, Listener};
-use tokio::task::JoinSet;
+use mig_stream::{IdleClock, Stream, within};
+use mig_transport::{Blame, Listener, LogLimit};
 
+pub use self::candidates::MAX_CANDIDATES;
+pub(crate) use self::look::Accepted;
+use self::{candidates::Candidates, look::Arrival};
 use crate::{
+    deadlines::{Deadlines, Wait},
     error::{Error, Result},
     multifd::receive::DataChannels,
-    parameters::Deadlines,
 };
 
-/// Connections that may be waiting for their first bytes at a time. Each holds a descriptor and a buffer.
-pub const MAX_CANDIDATES: usize = 64;
-
-/// A channel whose first bytes were seen.
-pub(crate) type Accepted = (Stream, StreamReader);
-
-/// A channel that said what it is.
-enum Arrival {
-    /// Nothing of it was consumed.
-    Main(Accepted),
-    /// Its hello was consumed.
-    Data(Hello, Accepted),
-}
+/// Connections in a row after which others of the same task get a turn: a flood must not hold up the migration that it is
+/// polled beside.
+const AT_ONCE: u32 = 8;
 
 /// What those who have connected may take to say who they are, when the stream is over and something is missing: a
 /// source's channels have said so long before.
@@ -51,13 +46,14 @@ const LAST_LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Acceptor<'a> {
     listener: &'a mut dyn Listener,
     deadlines: Deadlines,
-    candidates: JoinSet<Result<Arrival>>,
+    candidates: Candidates,
     /// What the listener said last, when it gives no more.
     exhausted: Option<Error>,
     /// Silence on the channels of the migration; strangers' words break none.
     idle: Option<Arc<IdleClock>>,
     /// About a data channel that came where none is expected.
     unexpected: Option<Error>,
+    log: LogLimit,
 }
 
 impl<'a> Acceptor<'a> {
@@ -66,10 +62,11 @@ impl<'a> Acceptor<'a> {
         Self {
             listener,
             deadlines: *deadlines,
-            candidates: JoinSet::new(),
+            candidates: Candidates::new(),
             exhausted: None,
             idle: deadlines.idle.map(IdleClock::new),
             unexpected: None,
+            log: LogLimit::default(),
         }
     }
 
@@ -97,7 +94,7 @@ impl<'a> Acceptor<'a> {
             }
         };
         let accepted = within("waiting for a source to connect", limit, accepted).await;
-        accepted.map_err(|error: Error| match data {
+        accepted.map_err(|error: Error| error.ran_out(Wait::Accept)).map_err(|error| match data {
             Some(data) if error.blame() == Blame::Deadline => {
                 let (here, all) = (data.hub().arrived(), data.hub().expected());
                 error
@@ -116,6 +113,9 @@ impl<'a> Acceptor<'a> {
         let limit = self.deadlines.first_byte;
         loop {
             let surplus = data.has_surplus();
+            let hub = data.hub();
+            let complete = !hub.takes_any_number() && hub.arrived() == hub.expected();
+            self.candidates.nobody_is_missing(complete);
             let arrival = tokio::select! {
                 biased;
                 arrival = self.next() => arrival,
@@ -124,7 +124,7 @@ impl<'a> Acceptor<'a> {
             };
             match arrival {
                 Ok(arrival) => {
-                    if let Err(error) = arrival.join(data).await {
+                    if let Err(error) = self.join(arrival, data).await {
                         return error;
                     }
                 }
@@ -153,10 +153,11 @@ impl<'a> Acceptor<'a> {
     ///
     /// Not cancel safe: connections that are being looked at are closed.
     pub(crate) async fn attend_none(&mut self) -> Infallible {
+        self.candidates.nobody_is_missing(true);
         loop {
             match self.next().await {
                 Ok(Arrival::Data(_, (stream, _))) => self.remember(&stream),
-                Ok(arrival @ Arrival::Main(_)) => arrival.drop_second_main(),
+                Ok(Arrival::Main((stream, _))) => self.drop_second_main(&stream),
                 Err(error) => {
                     tracing::debug!(%error, "accepting no more");
                     return std::future::pending().await;
@@ -166,7 +167,9 @@ impl<'a> Acceptor<'a> {
     }
 
     fn remember(&mut self, stream: &Stream) {
-        tracing::warn!(channel = %stream.endpoint(), "a data channel that is not expected was dropped");
+        if let Some(unsaid) = self.log.say() {
+            tracing::warn!(channel = %stream.endpoint(), unsaid, "a data channel that is not expected was dropped");
+        }
         self.unexpected.get_or_insert_with(|| unexpected(stream));
     }
 
@@ -184,7 +187,7 @@ impl<'a> Acceptor<'a> {
             while self.unexpected.is_none() {
                 match self.next().await {
                     Ok(Arrival::Data(_, (stream, _))) => self.remember(&stream),
-                    Ok(arrival @ Arrival::Main(_)) => arrival.drop_second_main(),
+                    Ok(Arrival::Main((stream, _))) => self.drop_second_main(&stream),
                     Err(_no_more) => return,
                 }
             }
@@ -215,7 +218,7 @@ impl<'a> Acceptor<'a> {
                 tokio::select! {
                     biased;
                     arrival = self.next() => match arrival {
-                        Ok(arrival) => arrival.join(data).await?,
+                        Ok(arrival) => self.join(arrival, data).await?,
                         Err(error) => {
                             tracing::debug!(%error, "accepting no more");
                             return Ok(());
@@ -229,28 +232,31 @@ impl<'a> Acceptor<'a> {
         looked.await.unwrap_or(Ok(()))
     }
 
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nobody is lost.
     async fn next(&mut self) -> Result<Arrival> {
+        let mut turns = 0;
         loop {
             tokio::select! {
                 biased;
-                Some(looked_at) = self.candidates.join_next(), if !self.candidates.is_empty() => {
+                Some(looked_at) = self.candidates.next(), if !self.candidates.is_empty() => {
                     match looked_at {
-                        Ok(Ok(arrival)) => return Ok(arrival.under(self.idle.as_ref())),
-                        Ok(Err(error)) if self.exhausted.is_some() && self.candidates.is_empty() => {
+                        None => {}
+                        Some(Ok(arrival)) => return Ok(arrival.under(self.idle.as_ref())),
+                        Some(Err(error)) if self.exhausted.is_some() && self.candidates.is_empty() => {
                             return Err(error);
                         }
-                        Ok(Err(error)) => tracing::warn!(%error, "a connection was dropped"),
-                        Err(panicked) => tracing::error!(%panicked, "looking at a connection"),
+                        Some(Err(error)) => self.candidates.tell_of(&error),
                     }
                 }
                 accepted = self.listener.accept(),
-                    if self.exhausted.is_none() && self.candidates.len() < MAX_CANDIDATES =>
+                    if self.exhausted.is_none() && self.candidates.has_room() =>
                 {
                     match accepted {
                         Ok(channel) => {
                             tracing::debug!(channel = %channel.endpoint(), "connected");
-                            let limit = self.deadlines.first_byte;
-                            self.candidates.spawn(look_at(channel, limit));
+                            self.candidates.seat(channel, self.deadlines.first_byte);
                         }
                         Err(error) if self.candidates.is_empty() => return Err(error.into()),
                         Err(error) => self.exhausted = Some(error.into()),
@@ -261,38 +267,31 @@ impl<'a> Acceptor<'a> {
                     return Err(self.exhausted.take().unwrap_or_else(over));
                 }
             }
-        }
-    }
-}
-
-impl Arrival {
-    /// From here on its bytes are the migration's, and silence on it counts.
-    fn under(self, idle: Option<&Arc<IdleClock>>) -> Self {
-        let under = |(mut stream, mut reader): Accepted| {
-            stream.set_idle(idle.cloned());
-            reader.set_idle(idle.cloned());
-            (stream, reader)
-        };
-        match self {
-            Self::Main(accepted) => Self::Main(under(accepted)),
-            Self::Data(hello, accepted) => Self::Data(hello, under(accepted)),
+            turns += 1;
+            if turns % AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
     /// Takes a channel that comes beside the main one to where it belongs.
-    async fn join(self, data: &mut DataChannels) -> Result<()> {
-        match self {
-            Self::Data(hello, (stream, reader)) => data.admit(hello, stream, reader).await,
-            Self::Main(_) => {
-                self.drop_second_main();
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the channel may be dropped.
+    async fn join(&mut self, arrival: Arrival, data: &mut DataChannels) -> Result<()> {
+        match arrival {
+            Arrival::Data(hello, (stream, reader)) => data.admit(hello, stream, reader).await,
+            Arrival::Main((stream, _)) => {
+                self.drop_second_main(&stream);
                 Ok(())
             }
         }
     }
 
-    fn drop_second_main(self) {
-        if let Self::Main((stream, _)) = self {
-            tracing::warn!(channel = %stream.endpoint(), "a second main channel was dropped");
+    fn drop_second_main(&mut self, stream: &Stream) {
+        if let Some(unsaid) = self.log.say() {
+            tracing::warn!(channel = %stream.endpoint(), unsaid, "a second main channel was dropped");
         }
     }
 }
@@ -304,79 +303,4 @@ fn unexpected(stream: &Stream) -> Error {
          multifd off at the source, or on here, with the source's number of channels (multifd-channels)",
     )
     .on(stream.endpoint().to_string())
-}
-
-/// Reads the first bytes of a channel and decides what it is.
-async fn look_at(channel: Channel, first_byte: Duration) -> Result<Arrival> {
-    let name = channel.endpoint().to_string();
-    let mut stream = Stream::open(channel, StreamOptions::default());
-    let mut reader = stream.reader()?;
-    // A single-channel transport is connected before its far end exists: only several channels can hold strangers.
-    let deadline = stream.capabilities().several_channels.then_some(first_byte);
-    let first = within::<_, Error>("waiting for the first bytes", deadline, async {
-        loop {
-            match classify(reader.buffer()) {
-                FirstBytes::TooFew if reader.fill().await? == 0 => return Ok(FirstBytes::TooFew),
-                FirstBytes::TooFew => {}
-                FirstBytes::Multifd => {
-                    reader.peek(Hello::LEN).await?;
-                    return Ok(FirstBytes::Multifd);
-                }
-                decided => return Ok(decided),
-            }
-        }
-    })
-    .await
-    .map_err(|error| error.on(name.as_str()))?;
-    match first {
-        FirstBytes::Main => Ok(Arrival::Main((stream, reader))),
-        FirstBytes::TooFew => Err(Error::peer_misbehaved(format!(
-            "the stream ended after {} bytes, before its header",
-            reader.buffer().len()
-        ))),
-        FirstBytes::Multifd => hello(&mut reader).map(|hello| {
-            reader.consume(Hello::LEN);
-            Arrival::Data(hello, (stream, reader))
-        }),
-        FirstBytes::Other => Err(no_stream(reader.buffer())),
-    }
-    .map_err(|error| error.on(name.as_str()).at(0))
-}
-
-/// What comes is neither a main channel nor a data channel. One stranger is worth knowing: the source that is set to TLS, whose
-/// first record is a handshake (22) of version 3.x.
-fn no_stream(first: &[u8]) -> Error {
-    match first {
-        [0x16, 0x03, ..] => Error::peer_incompatible(
-            "the source speaks TLS, and a plain stream is expected here: give this end credentials too (tls-creds, \
-             --tls-creds DIR), or turn TLS off at the source",
-        ),
-        _ => Error::peer_misbehaved(format!(
-            "not a migration stream: it begins with {:02x?} instead of \"QEVM\"",
-            &first[..first.len().min(4)]
-        )),
-    }
-}
-
-fn hello(reader: &mut StreamReader) -> Result<Hello> {
-    let bytes = reader.buffer().first_chunk().expect("as many were waited for");
-    Hello::decode(bytes).map_err(|error| match error.blame() {
-        mig_proto::Fault::PeerMisbehaved => Error::peer_misbehaved(error.to_string()),
-        _ => Error::peer_incompatible(error.to_string()),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_that_speaks_tls_is_recognised() {
-        let error = no_stream(&[0x16, 0x03, 0x01, 0x02, 0x00]);
-        assert_eq!(error.blame(), Blame::PeerIncompatible);
-        assert!(error.to_string().contains("the source speaks TLS"), "{error}");
-        let error = no_stream(b"GET / HTTP/1.1");
-        assert_eq!(error.blame(), Blame::PeerMisbehaved);
-        assert!(error.to_string().contains("it begins with [47, 45, 54, 20]"), "{error}");
-    }
 }

@@ -1,0 +1,85 @@
+//! A source that has nothing to say says PING, and a destination that lives says PONG.
+//!
+//! ```text
+//!   source ── last section of a pass ──▶ … silence … ── PING n ──▶ destination
+//!          ◀──────────────────────────────────────────── PONG n ──
+//! ```
+//!
+//! Only between two sections, and never once the end of the stream has left: elsewhere the grammar has no room for a
+//! command (docs/wire/stream.md §4, §6). A PING keeps the destination's deadline on silence from running out, a PONG ours;
+//! and a destination whose kernel still takes bytes, but which is stopped or stuck itself, is found by the PONG that does
+//! not come. QEMU sends any value back (docs/wire/stream.md §7).
+
+use std::{sync::Arc, time::Duration};
+
+use mig_proto::{Command, encode, peer};
+use mig_stream::StreamWriter;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    deadlines::{Deadlines, Wait},
+    error::{Error, Result},
+};
+
+/// The last PING that was answered, counted from 1.
+pub(crate) type Answered = Arc<watch::Sender<u8>>;
+
+/// See the module.
+pub(super) struct Heartbeat {
+    every: Duration,
+    limit: Duration,
+    answered: Answered,
+    last: u8,
+    /// Since when no PONG has come for what was said.
+    unanswered: Option<Instant>,
+}
+
+impl Heartbeat {
+    /// `None` if there is to be none.
+    pub(super) fn new(deadlines: &Deadlines, answered: Answered) -> Option<Self> {
+        let (every, limit) = (deadlines.pulse()?, deadlines.heartbeat?);
+        Some(Self { every, limit, answered, last: 0, unanswered: None })
+    }
+
+    /// Says PING again and again, between two sections. Only a failure ends it.
+    ///
+    /// # Errors
+    ///
+    /// The destination has not answered for as long as it may, or the link broke.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe while it waits for its time; a PING that is on its way may be cut, which the next flush makes good.
+    pub(super) async fn beat(
+        &mut self,
+        out: &mut StreamWriter,
+    ) -> Result<std::convert::Infallible> {
+        loop {
+            tokio::time::sleep(self.every).await;
+            self.check()?;
+            self.last = self.last.wrapping_add(1);
+            self.unanswered.get_or_insert_with(Instant::now);
+            let mut ping = Vec::with_capacity(16);
+            encode::command(&mut ping, &Command::Ping(peer::heartbeat(self.last)));
+            out.put(&ping)?;
+            match tokio::time::timeout(self.limit, out.flush()).await {
+                Ok(flushed) => flushed?,
+                Err(_elapsed) => return Err(self.ran_out()),
+            }
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        if *self.answered.borrow() == self.last {
+            self.unanswered = None;
+        }
+        match self.unanswered {
+            Some(since) if since.elapsed() >= self.limit => Err(self.ran_out()),
+            _ => Ok(()),
+        }
+    }
+
+    fn ran_out(&self) -> Error {
+        Error::deadline(Wait::Heartbeat, "waiting for the destination to answer a PING", self.limit)
+    }
+}
