@@ -12,8 +12,15 @@ use crate::{
 
 /// What a source can do when the two ends do not come to terms.
 pub(crate) fn advice(tls: &ConnectTls) -> &'static str {
-    if tls.credentials.has_certificate() { ADVICE } else { WITHOUT_CERTIFICATE }
+    match (tls.credentials.user(), tls.credentials.has_certificate()) {
+        (Some(_), _) => WITH_KEY,
+        (None, true) => ADVICE,
+        (None, false) => WITHOUT_CERTIFICATE,
+    }
 }
+
+const WITH_KEY: &str = "look at the other end's log, which says why it refused if it did; both ends need keys (--tls-psk, \
+                        tls-creds-psk), and the same key for the same user in their keys.psk";
 
 const WITHOUT_CERTIFICATE: &str = "this end has no certificate, which most destinations want to see (verify-peer): put client-cert.pem \
                                    and client-key.pem of an authority that the destination knows beside ca-cert.pem";

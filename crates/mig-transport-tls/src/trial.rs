@@ -146,7 +146,8 @@ fn generate(names: &[String]) -> Result<Set> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         Ok((params.signed_by(&key, ca)?.pem(), key.serialize_pem()))
     };
-    let mut ca = with("trial CA");
+    // A name of its own, so that certificates of two sets are told apart by who issued them.
+    let mut ca = with(&format!("trial CA {}", random_hexadecimal::<4>()?));
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(unavailable)?;
@@ -173,14 +174,14 @@ fn generate(names: &[String]) -> Result<Set> {
         ("server-key.pem", server_key),
         ("client-cert.pem", client_certificate),
         ("client-key.pem", client_key),
-        ("keys.psk", format!("{USER}:{}\n", random_hexadecimal()?)),
+        ("keys.psk", format!("{USER}:{}\n", random_hexadecimal::<PSK_BYTES>()?)),
     ];
     Ok((files, i64::try_from(ends).unwrap_or_else(|_| now())))
 }
 
-fn random_hexadecimal() -> Result<String> {
+fn random_hexadecimal<const BYTES: usize>() -> Result<String> {
     let random: &dyn SecureRandom = rustls::crypto::aws_lc_rs::default_provider().secure_random;
-    let mut key = [0; PSK_BYTES];
+    let mut key = [0; BYTES];
     random.fill(&mut key).map_err(|_| Error::Unavailable {
         what: "no key can be made: no random numbers".into(),
         remedy: "this machine must have a source of them".into(),

@@ -159,7 +159,7 @@ impl ClientCredentials {
     }
 
     /// The user whose key is used in place of certificates.
-    pub(crate) fn user(&self) -> Option<&str> {
+    pub fn user(&self) -> Option<&str> {
         match &self.kind {
             ClientKind::X509(_) => None,
             #[cfg(feature = "tls-psk")]

@@ -9,8 +9,8 @@
 //! call only; it never sees the channel, only the pipe.
 //!
 //! TLS 1.3: an external key with ECDHE, SHA-256 suites (that is what a key without a hash of its own is for; RFC 8446
-//! §4.2.11), AES-GCM first. TLS 1.2: ECDHE-PSK and DHE-PSK with AEAD; a destination has ECDHE only. No certificates, no
-//! tickets, no resumption, no renegotiation. A key update that the other end asks for is answered with the next data sent,
+//! §4.2.11), AES-GCM first. TLS 1.2: ECDHE-PSK and DHE-PSK with AEAD; a destination has ECDHE only. A certificate that the
+//! destination shows in place of a key is refused, whoever issued it: it proves nothing to who trusts no CA. No tickets, no resumption, no renegotiation. A key update that the other end asks for is answered with the next data sent,
 //! as RFC 8446 §4.6.3 wants it.
 
 use std::{
@@ -24,7 +24,7 @@ use openssl::{
     ex_data::Index,
     ssl::{
         ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslOptions, SslSessionCacheMode,
-        SslStream, SslVersion,
+        SslStream, SslVerifyMode, SslVersion,
     },
 };
 use rustls::AlertDescription;
@@ -59,6 +59,8 @@ fn client_up_to(
     let make = || -> std::result::Result<_, ErrorStack> {
         let mut context = context()?;
         context.set_max_proto_version(Some(newest))?;
+        // A destination may decline the key and show a certificate instead. Nobody is trusted to issue one, so none is good.
+        context.set_verify(SslVerifyMode::PEER);
         let user = user.clone();
         context.set_psk_client_callback(move |_, _hint, name, key| {
             let fits = name.len() > user.name().len() && key.len() >= user.key().len();
@@ -226,6 +228,13 @@ impl Handshake for Agreeing {
     }
 
     fn finish(self: Box<Self>) -> Result<Established> {
+        // OpenSSL counts a key that both ends had as a resumed session; TLS 1.2 has suites of keys only.
+        let is_1_3 = self.stream.ssl().version2() == Some(SslVersion::TLS1_3);
+        if self.stream.ssl().peer_certificate().is_some()
+            || (is_1_3 && !self.stream.ssl().session_reused())
+        {
+            return Err(self.words.refused_key("the other end agreed to TLS without the key"));
+        }
         let peer = match (self.user(), self.asked) {
             (Some(user), _) if user.known => Peer::Key(user.name.clone()),
             (_, Some(_)) => {

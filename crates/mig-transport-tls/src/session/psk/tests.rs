@@ -217,6 +217,27 @@ fn a_source_with_certificates_is_told_apart() {
     assert!(source.contains("the same kind of credentials (x509, psk, anon)"), "{source}");
 }
 
+/// In TLS 1.3 a server may decline the key and show a certificate. Whoever sits between the two can do that.
+#[test]
+fn a_certificate_in_place_of_the_key_is_refused() {
+    let site = Site::complete();
+    site.write("keys.psk", format!("qemu:{KEY}"));
+    let credentials = ServerCredentials::x509(site.path(), false).expect("certificates");
+    let words = Arc::new(Explainer::destination(&credentials, "tcp:here"));
+    let handshake = match credentials.kind() {
+        ServerKind::X509(x509) => {
+            let config = super::super::agree::server_config(&x509.rustls(words.witness()));
+            super::super::agree::server(config, words).expect("a handshake")
+        }
+        ServerKind::Psk(_) => panic!("not keys"),
+    };
+    let [source, destination] = shake(source(&site, "qemu"), handshake);
+    let source = source.err().flatten().expect("refused").to_string();
+    assert!(source.contains("the destination does not agree to a key"), "{source}");
+    let destination = destination.err().flatten().expect("refused").to_string();
+    assert!(destination.contains("the source refused our certificate"), "{destination}");
+}
+
 /// What is not TLS never reaches OpenSSL; what looks like it and is not must end it.
 #[test]
 fn nonsense_ends_a_handshake() {
