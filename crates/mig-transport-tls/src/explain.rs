@@ -189,12 +189,25 @@ impl Explainer {
                 self.other()
             ));
         };
-        let certificate = format!("{}'s certificate ({facts})", self.other());
-        let today = utc(now());
-        let (what, next) = match why {
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                return self.incompatible(self.wrong_name(&facts));
-            }
+        if let CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } =
+            why
+        {
+            return self.incompatible(self.wrong_name(&facts));
+        }
+        let (what, next) = match Self::wrong_time(why, &facts) {
+            Some(told) => told,
+            None => self.wrong_certificate(why, &facts),
+        };
+        self.incompatible(format!("{}'s certificate ({facts}) {what}; {next}", self.other()))
+    }
+
+    /// What is wrong, and what to do.
+    fn wrong_certificate(
+        &self,
+        why: &CertificateError,
+        facts: &CertificateFacts,
+    ) -> (String, String) {
+        match why {
             CertificateError::UnknownIssuer if facts.is_ca => (
                 "is that of a CA, and a CA may not answer itself".to_owned(),
                 "have it issue a certificate without the CA flag".to_owned(),
@@ -219,18 +232,6 @@ impl Explainer {
                 ),
                 "take certificates of the same CA at both ends; a CA made anew under its old name has another key".to_owned(),
             ),
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } if now() <= facts.not_after => (
-                format!("was issued by a CA whose certificate has expired, now is {today}"),
-                "renew the CA's certificate, or set this machine's clock".to_owned(),
-            ),
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
-                format!("has expired: {}, and now is {today}", facts.validity()),
-                "have the CA issue a new one, or set this machine's clock".to_owned(),
-            ),
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
-                format!("is not valid yet: {}, and now is {today}", facts.validity()),
-                "wait, have the CA issue a new one, or set this machine's clock".to_owned(),
-            ),
             CertificateError::Revoked => (
                 format!("is revoked: serial number {} is in {}", facts.serial, self.file("ca-crl.pem")),
                 "have the CA issue a new one".to_owned(),
@@ -244,8 +245,31 @@ impl Explainer {
                 "have it issue a certificate without the CA flag".to_owned(),
             ),
             other => (format!("does not hold: {other}"), "have the CA issue it anew".to_owned()),
-        };
-        self.incompatible(format!("{certificate} {what}; {next}"))
+        }
+    }
+
+    /// The same where it is a matter of dates.
+    fn wrong_time(why: &CertificateError, facts: &CertificateFacts) -> Option<(String, String)> {
+        let today = utc(now());
+        Some(match why {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. }
+                if now() <= facts.not_after =>
+            {
+                (
+                    format!("was issued by a CA whose certificate has expired, now is {today}"),
+                    "renew the CA's certificate, or set this machine's clock".to_owned(),
+                )
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
+                format!("has expired: {}, and now is {today}", facts.validity()),
+                "have the CA issue a new one, or set this machine's clock".to_owned(),
+            ),
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
+                format!("is not valid yet: {}, and now is {today}", facts.validity()),
+                "wait, have the CA issue a new one, or set this machine's clock".to_owned(),
+            ),
+            _ => return None,
+        })
     }
 
     fn wrong_name(&self, facts: &CertificateFacts) -> String {

@@ -129,48 +129,6 @@ fn a_value_cannot_forge_its_neighbours() {
     assert!(!allows("san:dns:*.example", &forger), "one label, as in certificates");
 }
 
-/// Every short pattern over every short text, against the definition.
-#[test]
-fn a_star_is_any_run_of_characters() {
-    fn by_definition(pattern: &[char], text: &[char]) -> bool {
-        match pattern {
-            [] => text.is_empty(),
-            ['*', rest @ ..] => (0..=text.len()).any(|taken| by_definition(rest, &text[taken..])),
-            [first, rest @ ..] => text.first() == Some(first) && by_definition(rest, &text[1..]),
-        }
-    }
-    fn words(alphabet: &[char], longest: u32) -> Vec<Vec<char>> {
-        let of = |len: u32| {
-            (0..alphabet.len().pow(len)).map(move |number| {
-                (0..len)
-                    .map(|at| alphabet[number / alphabet.len().pow(at) % alphabet.len()])
-                    .collect()
-            })
-        };
-        (0..=longest).flat_map(of).collect()
-    }
-    for pattern in words(&['a', 'b', '*'], 5) {
-        for text in words(&['a', 'b'], 5) {
-            let (written, over): (String, String) =
-                (pattern.iter().collect(), text.iter().collect());
-            assert_eq!(
-                super::fits(&written, &over),
-                by_definition(&pattern, &text),
-                "{written} {over}"
-            );
-        }
-    }
-}
-
-/// A certificate may have a name that is made to take long.
-#[test]
-fn no_name_makes_a_pattern_slow() {
-    let pattern = "*a".repeat(1000);
-    let text = "a".repeat(20_000);
-    assert!(super::fits(&pattern, &text));
-    assert!(!super::fits(&format!("{pattern}b"), &text));
-}
-
 /// rcgen makes no such names; OpenSSL does.
 #[test]
 fn an_attribute_cannot_forge_the_others_of_its_part() {
@@ -192,7 +150,20 @@ fn the_first_rule_that_fits_decides() {
     assert!(check(&["deny san:dns:other", "allow any"]));
     assert!(!check(&["deny san:dns:laptop.example.com", "allow any"]));
     assert!(check(&["allow san:dns:laptop.example.com", "deny any"]));
+    let turned = r"deny dn:CN=laptop.example.com,O=Example\, Home,C=GB";
+    assert!(!check(&[turned, "allow any"]), "certtool's order is good enough to be denied");
     assert!(!check(&["san:dns:other", "san:dns:another"]));
+}
+
+/// A space at the end of a name is part of it, and written with a backslash.
+#[test]
+fn space_around_a_rule_is_none_of_it() {
+    let spaced = source(&[(DnType::CommonName, "a ")], &[]);
+    assert!(allows("  dn:CN=a\\  ", &spaced));
+    assert!(allows("dn:CN=a\\ ", &spaced));
+    assert!(!allows("dn:CN=a ", &spaced));
+    let slashed = source(&[(DnType::CommonName, "a\\")], &[]);
+    assert!(allows("dn:CN=a\\\\  ", &slashed));
 }
 
 #[test]
