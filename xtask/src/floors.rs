@@ -1,7 +1,7 @@
 //! Five floors, arrows downward only: the house's plan, checked against `cargo metadata`.
 //!
 //! ```text
-//!   floor 4  mig-cli, tests, bench
+//!   floor 4  mig-cli, tests, bench, fuzz
 //!   floor 3  mig
 //!   floor 2  mig-engine, mig-transport-*
 //!   floor 1  mig-vmstate, mig-ram, mig-stream, mig-compress, mig-testkit
@@ -65,7 +65,9 @@ fn room(crate_name: &str) -> Option<Room> {
         }
         "mig" => Room { floor: 3, may: ALL_BELOW_FRONT_DOOR },
         "mig-cli" => Room { floor: 4, may: &["mig"] },
-        "mig-tests" | "mig-bench" | "bench" => Room { floor: 4, may: ALL_BELOW_FRONT_DOOR },
+        "mig-tests" | "mig-bench" | "bench" | "mig-fuzz" => {
+            Room { floor: 4, may: ALL_BELOW_FRONT_DOOR }
+        }
         "xtask" => Room { floor: 4, may: &[] },
         _ => return None,
     })

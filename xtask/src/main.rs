@@ -1,8 +1,10 @@
-//! Tasks of the repository: `cargo xtask test`, `cargo xtask lab`, `cargo xtask faults`, `cargo xtask ci`, `cargo xtask floors`.
+//! Tasks of the repository: `cargo xtask test`, `cargo xtask lab`, `cargo xtask fuzz`, `cargo xtask faults`, `cargo xtask ci`,
+//! `cargo xtask floors`.
 //!
 //! ```text
 //!   test    provide what the suite needs ─▶ build mig ─▶ run every test ─▶ count, name the skips, docs/interop.md
 //!   lab     run a command in a throw-away virtual machine that has RDMA and vsock loopback
+//!   fuzz    libFuzzer over the targets of fuzz/, a few seconds each or one for as long as it likes
 //!   ci      fmt ─▶ clippy ─▶ doc ─▶ floors ─▶ test
 //!   faults  the suite `faults` alone, every byte of it, for docs/faults.md
 //!   floors  dependency arrows between our crates point downwards only
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 
 mod faults;
 mod floors;
+mod fuzz;
 mod interop;
 mod lab;
 mod provide;
@@ -31,6 +34,11 @@ usage: cargo xtask TASK
   lab [--timeout SECONDS] [--memory 4G] [--cpus 2] [--offline] -- COMMAND…
                      run COMMAND as root, here, in a throw-away virtual machine with a soft-RoCE device
   faults             the suite of faults with every byte tried instead of a sample, and docs/faults.md
+  fuzz               libFuzzer over each target of fuzz/ for a few seconds, as `test` does
+  fuzz TARGET [-- libFuzzer's arguments]
+                     over one of them until it finds something; `fuzz --list` names them
+  fuzz --minimize TARGET
+                     put what such a run has learned into fuzz/corpus, as few files as cover the same
   ci                 fmt, clippy, doc, floors, then test
   floors             check that dependencies between our crates only point downwards";
 
@@ -48,6 +56,7 @@ fn main() -> ExitCode {
         ["test"] => told(test::run(&repository, provide::Network::Allowed)),
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
         ["faults"] => told(test::run_faults(&repository)),
+        ["fuzz", words @ ..] => told(fuzz::command(&repository, words)),
         ["floors"] => told(floors::check(&repository)),
         ["ci"] => told(ci(&repository)),
         _ => {

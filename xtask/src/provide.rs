@@ -20,6 +20,7 @@ pub(crate) enum Network {
 const NEEDED: &[(&str, &str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86", "the scenarios with real QEMU"),
     ("iperf3", "iperf3", "the yardstick of bench/"),
+    ("c++", "g++", "libFuzzer, of the fuzz targets"),
 ];
 
 /// (package, what for): what has no program to look for.

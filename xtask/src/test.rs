@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, counted, with the skipped ones named.
 //!
-//! The order: provide ─▶ build `mig` ─▶ unit, crate and scenario tests ─▶ documentation tests ─▶ the lab's
-//! tests, in one virtual machine ─▶ summary. A failing
+//! The order: provide ─▶ build `mig` ─▶ unit, crate and scenario tests ─▶ documentation tests ─▶ fuzz targets,
+//! a few seconds each ─▶ the lab's tests, in one virtual machine ─▶ summary. A failing
 //! test does not stop the rest. The last line has the counts.
 
 use std::ffi::{OsStr, OsString};
@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::sync::Mutex;
 
 use crate::faults;
+use crate::fuzz;
 use crate::interop;
 use crate::lab::Lab;
 use crate::lab::stage::{self, Outcome};
@@ -34,6 +35,7 @@ pub(crate) fn run(repository: &Repository, network: Network) -> Result<(), Strin
         }
     }
     tally.notes = Notes::read(&suite.skips, &repository.root.join("tests/not-applicable.toml"));
+    fuzzed(repository, network, &mut tally);
     in_the_lab(repository, network, &[], &environment, &mut tally);
     let complete = tally.broken.is_empty() && tally.skipped().is_empty();
     interop::render(repository, &suite.results, complete)?;
@@ -57,6 +59,24 @@ pub(crate) fn run_faults(repository: &Repository) -> Result<(), String> {
     in_the_lab(repository, Network::Allowed, &filter, &environment, &mut tally);
     faults::render(repository, &suite.faults, tally.broken.is_empty())?;
     tally.conclude()
+}
+
+/// libFuzzer over each fuzz target, a few seconds each; each counts as a test. Without a network it is a skip where its
+/// sources were never fetched.
+fn fuzzed(repository: &Repository, network: Network, tally: &mut Tally) {
+    if network == Network::Forbidden
+        && let Err(why) = fuzz::is_fetched(repository)
+    {
+        return tally.unprovided.push(("libFuzzer over all fuzz targets".to_owned(), why));
+    }
+    match fuzz::smoke(repository) {
+        Ok(smoke) => {
+            tally.counts.passed += smoke.passed;
+            tally.counts.failed += smoke.failed.len();
+            tally.broken.extend(smoke.failed);
+        }
+        Err(why) => tally.broken.push(why),
+    }
 }
 
 /// The lab's stage alone, with words for its test runner: a filter, say.

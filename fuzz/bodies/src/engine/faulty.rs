@@ -1,0 +1,146 @@
+//! What lies between two ends: it carries bytes, and does to them what a script says.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use mig_engine::MigrationHandle;
+use mig_testkit::stream_channel;
+use mig_transport::{Channel, Endpoint};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+
+/// What happens when so many bytes have passed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum What {
+    /// This direction breaks: its reader gets what had come, then an error. An end in good order is not a fault of a link:
+    /// only the other end can say it, or who stands between them and could as well say anything else.
+    Break,
+    /// Nothing passes for a while.
+    Stall(Duration),
+    /// The next byte is changed. Only towards the destination: what it answers decides who owns the guest, and nobody could
+    /// tell a changed answer from a true one.
+    Flip(u8),
+    /// The source's user cancels.
+    CancelSource,
+    /// The destination's user cancels.
+    CancelDestination,
+}
+
+/// An event of a direction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) after: u64,
+    pub(crate) what: What,
+}
+
+/// Both users' hands.
+#[derive(Clone, Debug)]
+pub(crate) struct Handles {
+    pub(crate) source: MigrationHandle,
+    pub(crate) destination: MigrationHandle,
+}
+
+/// A channel for each end, and what carries the bytes between them, to be run beside both.
+pub(crate) fn link(
+    buffer_bytes: usize,
+    there: Vec<Fault>,
+    back: Vec<Fault>,
+    handles: Handles,
+) -> (Channel, Channel, impl Future<Output = ()>) {
+    let [there_broken, back_broken] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+    // Four one-way pipes: each half is closed by dropping it.
+    let (near_in, source_out) = duplex(buffer_bytes);
+    let (destination_in, far_out) = duplex(buffer_bytes);
+    let (far_in, destination_out) = duplex(buffer_bytes);
+    let (source_in, near_out) = duplex(buffer_bytes);
+    let end = |reader, broken: &Arc<AtomicBool>, writer| {
+        let reader = Breaking { reader, broken: Arc::clone(broken) };
+        let endpoint = Endpoint { transport: "memory", ..Endpoint::default() };
+        stream_channel(Some(reader), Some(writer), endpoint)
+    };
+    let source = end(source_in, &back_broken, source_out);
+    let destination = end(destination_in, &there_broken, destination_out);
+    let handles_back = handles.clone();
+    let carrying = async move {
+        tokio::join!(
+            carry(near_in, far_out, there, &there_broken, handles),
+            carry(far_in, near_out, back, &back_broken, handles_back)
+        );
+    };
+    (source, destination, carrying)
+}
+
+/// A reader whose connection may break.
+struct Breaking {
+    reader: DuplexStream,
+    broken: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Breaking {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.reader).poll_read(cx, buffer))?;
+        let ended = buffer.filled().len() == before && buffer.remaining() > 0;
+        if ended && self.broken.load(Ordering::Relaxed) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// One direction, until it ends. The reader is kept: who writes into it waits, as into a network that swallows.
+async fn carry(
+    mut from: DuplexStream,
+    to: DuplexStream,
+    faults: Vec<Fault>,
+    broken: &AtomicBool,
+    handles: Handles,
+) {
+    let mut to = Some(to);
+    let mut faults = faults.into_iter().peekable();
+    let mut passed = 0_u64;
+    let mut buffer = [0; 2048];
+    loop {
+        while let Some(fault) = faults.next_if(|fault| fault.after <= passed) {
+            match fault.what {
+                What::Break => {
+                    broken.store(true, Ordering::Relaxed);
+                    to = None;
+                }
+                What::Stall(wait) => tokio::time::sleep(wait).await,
+                What::Flip(_) => {}
+                What::CancelSource => handles.source.cancel(),
+                What::CancelDestination => handles.destination.cancel(),
+            }
+        }
+        let room = faults.peek().map_or(buffer.len() as u64, |fault| fault.after - passed);
+        let room = (room as usize).min(buffer.len());
+        let Ok(len @ 1..) = from.read(&mut buffer[..room]).await else { return };
+        passed += len as u64;
+        // The last byte before the event is the one that changes.
+        if let Some(Fault { after, what: What::Flip(bits) }) = faults.peek()
+            && *after == passed
+        {
+            buffer[len - 1] ^= bits;
+        }
+        if let Some(writer) = &mut to
+            && writer.write_all(&buffer[..len]).await.is_err()
+        {
+            return;
+        }
+        if to.is_none() {
+            return;
+        }
+    }
+}
