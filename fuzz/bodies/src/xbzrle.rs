@@ -4,7 +4,7 @@
 //!   0 mode and length of the page │ a delta, or for the encoder: bytes that make two pages
 //! ```
 
-use mig_proto::xbzrle::{Encoded, apply, changed, encode};
+use mig_proto::xbzrle::{Encoded, apply, changed, encode, encode_changed};
 
 /// Longest page the plain inputs are about; whole target pages come now and then.
 const SMALL: usize = 320;
@@ -90,7 +90,11 @@ fn roundtrip(old: &[u8], new: &[u8], mode: u8) {
     let room = if mode & 0x80 == 0 { &mut room[..] } else { &mut room[..usize::from(mode & 0x7f)] };
     let limit = room.len().min(new.len());
     let expected = reference_encode(old, new);
-    match encode(old, new, room) {
+    let encoded = encode(old, new, room);
+    if let Some(blocks) = blocks_that_differ(old, new) {
+        told_where(old, new, blocks, room, encoded);
+    }
+    match encoded {
         Encoded::Unchanged => assert!(old == new),
         Encoded::Overflow => assert!(expected.is_none_or(|delta| delta.len() > limit)),
         Encoded::Delta(len) => {
@@ -100,6 +104,32 @@ fn roundtrip(old: &[u8], new: &[u8], mode: u8) {
             apply(&mut page, &room[..len]).expect("our own delta");
             assert_eq!(page, new);
         }
+    }
+}
+
+/// A bit for each block of 64 bytes, of pages of whole blocks.
+fn blocks_that_differ(old: &[u8], new: &[u8]) -> Option<u64> {
+    let (old, new) = (old.as_chunks::<64>(), new.as_chunks::<64>());
+    if !old.1.is_empty() || old.0.len() > 64 {
+        return None;
+    }
+    let pairs = old.0.iter().zip(new.0).enumerate();
+    Some(pairs.fold(0, |bits, (block, (old, new))| bits | u64::from(old != new) << block))
+}
+
+/// Who says where the pages differ gets the same, whatever the old page holds elsewhere.
+fn told_where(old: &[u8], new: &[u8], blocks: u64, room: &[u8], expected: Encoded) {
+    let mut old = old.to_vec();
+    for (block, bytes) in old.chunks_exact_mut(64).enumerate() {
+        if blocks >> block & 1 == 0 {
+            bytes.fill(0xee);
+        }
+    }
+    let mut out = [0; 4096];
+    let out = &mut out[..room.len()];
+    assert_eq!(encode_changed(&old, new, blocks, out), expected);
+    if let Encoded::Delta(len) = expected {
+        assert_eq!(out[..len], room[..len]);
     }
 }
 
