@@ -35,6 +35,7 @@ fn main() {
     seeds.compressed();
     seeds.values();
     seeds.scripts();
+    seeds.tls();
 }
 
 struct Seeds {
@@ -295,6 +296,42 @@ impl Seeds {
             ("replayer", "cancelled", &[4, 2, 1, 0, 23, 1]),
         ] {
             self.put(target, name, script, &[]);
+        }
+    }
+
+    fn tls(&self) {
+        for (name, what, text) in [
+            ("dn", 0, "allow dn:O=Example,CN=*.example.com"),
+            ("several", 0, "deny san:dns:*.rack7.example\nallow any"),
+            (
+                "address",
+                0,
+                "san:ip:192.0.2.0/24\ndeny san:ip:::1\nsan:email:a@b\nsan:uri:spiffe://e/mig/*",
+            ),
+            ("key", 0, "psk:qemu\ndn:*,CN=src\\*1"),
+            ("host", 2, "host-1.example"),
+            ("host-address", 2, "[fe80::1%eth0]"),
+            ("ca", 3, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"),
+            (
+                "key-file",
+                5,
+                "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA==\n-----END PRIVATE KEY-----\n",
+            ),
+            ("list", 6, "-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n"),
+        ] {
+            self.put("tls_credentials", name, &[what], text.as_bytes());
+        }
+        let hello: &[u8] = b"\x16\x03\x01\0\x2f\x01\0\0\x2b\x03\x03\
+            0123456789abcdef0123456789abcdef\0\0\x02\x13\x02\x01\0\0\0";
+        for (name, said) in [
+            ("hello", hello),
+            ("plain", b"QEVM\0\0\0\x03\x07"),
+            ("data-channel", b"\x11\x22\x33\x44\0\0\0\x01"),
+            ("http", b"GET / HTTP/1.1\r\n\r\n"),
+            ("silence", b""),
+        ] {
+            self.put("tls_stranger", name, &[3], said);
+            self.put("tls_stranger", &format!("{name}-hangs-up"), &[0x85], said);
         }
     }
 

@@ -16,10 +16,14 @@ mod rdma_protocol;
 mod return_path;
 mod small;
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 mod told;
 mod vmdesc;
 mod xbzrle;
 
+#[cfg(feature = "tls")]
+pub use crate::tls::{tls_credentials, tls_stranger};
 pub use crate::{
     address::address,
     engine::{destination, pair, recorder, replayer, source},

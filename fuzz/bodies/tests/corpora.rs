@@ -32,7 +32,7 @@ macro_rules! targets {
 
 targets! {
     address decompress destination inflate multifd pair rdma_message rdma_protocol recorder replayer return_path source
-    states stream values vmdesc xbzrle
+    states stream tls_credentials tls_stranger values vmdesc xbzrle
 }
 
 /// A target that only libFuzzer knows would have no regression test, and a body without a target would never be fuzzed.

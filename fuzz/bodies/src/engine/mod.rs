@@ -24,6 +24,9 @@ pub use self::{
     destination::destination, pair::pair, record::recorder, replay::replayer, source::source,
 };
 
+#[cfg(feature = "tls")]
+pub(crate) use self::meeting::Arriving;
+
 use std::{future::Future, time::Duration};
 
 use mig_engine::Deadlines;
@@ -62,6 +65,12 @@ impl Clock {
         }
         deadlines
     }
+}
+
+/// Runs under paused time to the end, which must come.
+#[cfg(feature = "tls")]
+pub(crate) fn paused<T>(future: impl Future<Output = T>) -> T {
+    Clock::Paused.run(future)
 }
 
 /// The front of a script.
