@@ -63,6 +63,7 @@ impl Connector for TlsConnector {
             // Who the destination must be is part of its certificate's verification.
             admit: TlsOptions::default().admit(),
             heard: Arc::new(AtomicBool::new(false)),
+            key_update_after: self.options.key_update_after,
         };
         let begin = |endpoint: &_| session::source(&self.credentials, &self.name, endpoint);
         session::negotiate(channel, begin, terms).await

@@ -64,6 +64,7 @@ impl TlsListener {
             deadline: self.options.handshake,
             admit: self.options.admit(),
             heard: Arc::clone(&heard),
+            key_update_after: self.options.key_update_after,
         };
         let credentials = self.credentials.clone();
         let begin = move |endpoint: &_| session::destination(&credentials, endpoint);

@@ -29,11 +29,20 @@ pub struct TlsOptions {
     /// At a destination: which of the sources whose certificate was verified may come. `None` is all of them. Has no
     /// meaning at a source.
     pub authorization: Option<Authorization>,
+    /// Records after which this end changes its sending keys and asks the other end to change its own (TLS 1.3 key
+    /// update). `None`, the default, changes them before the cipher says that they wear out, and asks for nothing:
+    /// with AES-GCM after some 370 GiB. Less is for who wants it so, and for tests.
+    pub key_update_after: Option<u64>,
 }
 
 impl Default for TlsOptions {
     fn default() -> Self {
-        Self { handshake: HANDSHAKE, max_handshakes: MAX_HANDSHAKES, authorization: None }
+        Self {
+            handshake: HANDSHAKE,
+            max_handshakes: MAX_HANDSHAKES,
+            authorization: None,
+            key_update_after: None,
+        }
     }
 }
 

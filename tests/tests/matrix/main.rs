@@ -202,6 +202,11 @@ macro_rules! with_tls {
             }
 
             #[test]
+            fn changing_keys() {
+                guarded(|| tls::live::changing_keys(Release::$release));
+            }
+
+            #[test]
             fn strangers_by_distinguished_name() {
                 guarded(|| tls::refused::by_recv(Release::$release, "dn:O=mig tests,CN=source-1"));
             }

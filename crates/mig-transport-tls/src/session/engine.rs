@@ -140,6 +140,10 @@ pub(crate) trait Seal: Send {
     /// Adds a close_notify, after whatever TLS itself owes. Nothing is sealed afterwards.
     fn close(&mut self, out: &mut Records) -> io::Result<()>;
 
+    /// Changes the sending keys whenever so many records were sealed with them, and asks the peer to do the same each time.
+    /// An engine or version that cannot does nothing.
+    fn change_keys_after(&mut self, _records: u64) {}
+
     /// Changes the sending keys from here on and, if `ask`, asks the peer to do the same. An engine or version that cannot
     /// does nothing. (An engine does it by itself before keys wear out.)
     #[cfg(test)]

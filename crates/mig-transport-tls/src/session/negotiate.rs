@@ -46,6 +46,8 @@ pub(crate) struct Terms {
     pub(crate) admit: Arc<Admit>,
     /// Becomes true with the first byte of the other end.
     pub(crate) heard: Arc<AtomicBool>,
+    /// See [`TlsOptions::key_update_after`](crate::TlsOptions::key_update_after).
+    pub(crate) key_update_after: Option<u64>,
 }
 
 /// One handshake over `channel`, which then carries everything encrypted.
@@ -75,7 +77,7 @@ pub(crate) async fn negotiate_link(
     begin: impl FnOnce(&Endpoint) -> Result<Beginning> + Send,
     terms: Terms,
 ) -> Result<(Channel, Arc<Link>)> {
-    let Terms { role, deadline, admit, heard } = terms;
+    let Terms { role, deadline, admit, heard, key_update_after } = terms;
     let endpoint = channel.endpoint().clone();
     let (receiver, sender) = halves(&mut channel)?;
     let stop = channel.shutdown_handle();
@@ -111,7 +113,10 @@ pub(crate) async fn negotiate_link(
     let agreed =
         agreed.unwrap_or_else(|_| Err(Error::Deadline { doing: doing(), after: deadline }));
     let (Agreeing { receiver, sender, incoming, .. }, established, name) = agreed?;
-    let Established { open, seal, agreed, .. } = established;
+    let Established { open, mut seal, agreed, .. } = established;
+    if let Some(records) = key_update_after {
+        seal.change_keys_after(records);
+    }
     tracing::debug!(channel = %endpoint, %agreed, peer = name.as_deref(), "TLS");
     let hint = words.hung_up_hint();
     let link = Link::new(seal, sender, hint);

@@ -122,6 +122,7 @@ pub(crate) fn records(
         encrypter: counted_up(encrypter(suite, send_secrets)?, send_sequence)?,
         sequence: send_sequence,
         limit,
+        asks: false,
         key_changes: 0,
         ended: false,
         common: shared,
@@ -405,6 +406,8 @@ pub(crate) struct RecordSealer {
     sequence: u64,
     /// Records that one key may protect.
     limit: u64,
+    /// A change of keys asks the peer for one.
+    asks: bool,
     key_changes: u64,
     /// A close_notify or a fatal alert has gone.
     ended: bool,
@@ -429,6 +432,14 @@ impl Seal for RecordSealer {
             self.ended = true;
         }
         Ok(())
+    }
+
+    fn change_keys_after(&mut self, records: u64) {
+        if self.suite.tls13().is_some() {
+            // Room for the update itself.
+            self.limit = self.limit.min(records.max(1).saturating_add(2));
+            self.asks = true;
+        }
     }
 
     fn close(&mut self, out: &mut Records) -> io::Result<()> {
@@ -487,7 +498,7 @@ impl RecordSealer {
             return Ok(());
         }
         if self.suite.tls13().is_some() {
-            return self.change_keys(false, out);
+            return self.change_keys(self.asks, out);
         }
         let what = format!(
             "the keys of this TLS 1.2 connection are used up after {} records, and cannot be changed; use TLS 1.3 or \

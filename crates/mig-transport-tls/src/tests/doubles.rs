@@ -140,6 +140,7 @@ impl Ends {
             deadline: self.options.handshake,
             admit: self.options.admit(),
             heard: Arc::default(),
+            key_update_after: self.options.key_update_after,
         }
     }
 

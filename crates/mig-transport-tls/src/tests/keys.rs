@@ -100,3 +100,27 @@ async fn an_end_that_only_reads_answers_key_updates() {
         tokio::time::timeout(HANG_GUARD, all).await.expect("nothing waits for ever");
     }
 }
+
+/// An end that is told to changes its keys by itself, and the other answers each time.
+#[tokio::test]
+async fn keys_change_after_as_many_records_as_were_chosen() {
+    let mut ends = Ends::new();
+    ends.options.key_update_after = Some(3);
+    let ((source, link), (destination, answers)) = ends.links(socket_pair()).await;
+    let (_source_in, mut source_out) = both(source);
+    let (mut destination_in, _destination_out) = both(destination);
+    let all = pattern::bytes(4, 0, ALL);
+    let both = async {
+        tokio::join!(
+            async {
+                source_out.write_all(&all).await.expect("the peer reads");
+                source_out.shutdown().await.expect("an orderly end");
+            },
+            read(&mut destination_in, 4),
+        )
+    };
+    tokio::time::timeout(HANG_GUARD, both).await.expect("nothing waits for ever");
+    // At most 16 KiB in a record.
+    assert!(link.key_changes() >= (ALL >> 14) as u64 / 4, "{}", link.key_changes());
+    assert!(answers.key_changes() >= 1, "{}", answers.key_changes());
+}
