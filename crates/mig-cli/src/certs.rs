@@ -17,7 +17,7 @@ use crate::{
 
 /// Runs the command.
 pub(crate) fn run(flags: &CertsFlags) -> Outcome {
-    let set = trial::make(&flags.dir, &flags.host, flags.force)?;
+    let set = trial::make_for(flags.days, &flags.dir, &flags.host, flags.force)?;
     if flags.quiet {
         return Ok(());
     }

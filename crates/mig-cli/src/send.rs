@@ -39,8 +39,8 @@ const ALIKE: &str = "look at the destination's log; multifd, multifd-channels (-
 const ALIKE_OR_TLS: &str = "make machine type, capabilities and version of both ends agree; if the destination wants TLS \
                             (tls-creds), give --tls-creds DIR";
 
-/// Bytes after which nobody takes a plain stream for a handshake any more.
-const FIRST: u64 = 1024;
+/// Whoever wants TLS looks at the first bytes, but the sockets between take some MiB before that is known here.
+const FIRST: u64 = 16 << 20;
 
 /// What will be done.
 struct Plan {
@@ -142,7 +142,6 @@ fn advised(failure: Failure, multifd: bool, tls: Option<&ConnectTls>) -> Failure
         }
         (Blame::Io | Blame::Deadline, _) if multifd => failure.next(ALIKE),
         (Blame::Io, Some(tls)) if !failure.is_past(0) => failure.next(tls::advice(tls)),
-        // Whoever wants TLS looks at the first bytes only.
         (Blame::Io | Blame::PeerIncompatible, None) if !failure.is_past(FIRST) => {
             failure.next(ALIKE_OR_TLS)
         }

@@ -111,7 +111,10 @@ impl Listener for TlsListener {
                 Event::Agreed(Ok(channel), _) => return Ok(channel),
                 Event::Agreed(Err(error), _) if self.had_only_one => return Err(error),
                 Event::Agreed(Err(error), peer) => {
-                    tracing::warn!(%peer, %error, "a connection was dropped");
+                    let error = error.to_string();
+                    // Most errors name the connection themselves.
+                    let peer = (!error.contains(&peer)).then_some(peer);
+                    tracing::warn!(peer, %error, "a connection was dropped");
                 }
             }
         }

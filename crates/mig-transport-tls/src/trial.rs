@@ -9,7 +9,7 @@
 //!
 //! The same directory is for both ends: copied to the other machine, a source takes the client's pair of it and a
 //! destination the server's, and so does QEMU (`tls-creds-x509,dir=DIR` or `tls-creds-psk,dir=DIR`). Whoever has the
-//! directory is both ends, so it is for a trial, and its names say so; it ends after [`DAYS`] days.
+//! directory is both ends, so it is for a trial, and its names say so; it ends after [`DAYS`] days or as many as were asked for.
 //!
 //! The CA's key is not kept: nothing more can be issued in its name, and nobody has to guard it. To add a name, make a new set.
 //!
@@ -35,8 +35,8 @@ use rustls::crypto::SecureRandom;
 
 use crate::credentials::{misuse, now, utc};
 
-/// How long a set is valid.
-pub const DAYS: u64 = 30;
+/// How long a set is valid if nobody says.
+pub const DAYS: u32 = 30;
 /// So that a clock of the other end that is a little behind does not make a new set "not valid yet".
 const BACKDATED: Duration = Duration::from_secs(3600);
 /// The user of `keys.psk`: QEMU's default.
@@ -68,8 +68,17 @@ pub struct TrialSet {
 /// [`Misuse`](Error::Misuse): a file of a set is there already and `force` was not given, or a name is none;
 /// [`Io`](Error::Io): it cannot be written.
 pub fn make(directory: &Path, names: &[String], force: bool) -> Result<TrialSet> {
+    make_for(DAYS, directory, names, force)
+}
+
+/// The same, valid for so many days.
+///
+/// # Errors
+///
+/// See [`make`].
+pub fn make_for(days: u32, directory: &Path, names: &[String], force: bool) -> Result<TrialSet> {
     let names = all_names(names)?;
-    let (files, valid_until) = generate(&names)?;
+    let (files, valid_until) = generate(&names, days)?;
     if !force
         && let Some(there) =
             files.iter().map(|(name, _)| directory.join(name)).find(|path| path.exists())
@@ -125,9 +134,9 @@ fn is_name(name: &str) -> bool {
 /// Name and text of each file, and until when they are valid.
 type Set = (Vec<(&'static str, String)>, i64);
 
-fn generate(names: &[String]) -> Result<Set> {
+fn generate(names: &[String], days: u32) -> Result<Set> {
     let begins = SystemTime::now() - BACKDATED;
-    let ends = begins + Duration::from_secs(DAYS * 86_400);
+    let ends = begins + Duration::from_secs(u64::from(days) * 86_400);
     let unavailable = |error: rcgen::Error| Error::Unavailable {
         what: format!("no certificates can be made: {error}"),
         remedy: "this machine must have a source of random numbers".into(),
@@ -368,7 +377,7 @@ mod tests {
 
     #[test]
     fn what_is_written_says_trial() {
-        let (files, ends) = generate(&["localhost".to_owned()]).expect("made");
+        let (files, ends) = generate(&["localhost".to_owned()], DAYS).expect("made");
         for (name, text) in files.iter().filter(|(name, _)| name.ends_with("-cert.pem")) {
             let der = testing::der(text);
             let facts = CertificateFacts::of(&der).expect("a certificate");

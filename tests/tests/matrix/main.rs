@@ -232,6 +232,11 @@ macro_rules! with_tls {
             }
 
             #[test]
+            fn into_a_mig_without() {
+                guarded(|| tls::refused::where_recv_has_none(Release::$release));
+            }
+
+            #[test]
             fn into_a_qemu_without() {
                 guarded(|| tls::refused::where_qemu_has_none(Release::$release));
             }

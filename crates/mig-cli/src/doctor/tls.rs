@@ -68,7 +68,7 @@ fn keys() -> Check {
     const NAME: &str = "TLS with pre-shared keys";
     match cfg!(feature = "tls-psk") {
         true => Check::works(Group::System, NAME, "built in (--tls-psk), by OpenSSL"),
-        false => Check::missing(
+        false => Check::limited(
             Group::System,
             NAME,
             "not built in; certificates need nothing more",

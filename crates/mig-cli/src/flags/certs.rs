@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mig::tls::trial;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,8 +15,8 @@ Examples:
 
 The directory is laid out as QEMU's `tls-creds-x509` wants it, with files for both ends; what to
 type at each end, for mig and for QEMU, is printed. A destination needs ca-cert.pem and
-server-*.pem, a source ca-cert.pem and client-*.pem. They end after 30 days: for more than a trial
-take certificates of the authority that you have.";
+server-*.pem, a source ca-cert.pem and client-*.pem. For more than a trial take certificates of the
+authority that you have.";
 
 /// Make a set of certificates for a trial of TLS, and tell how to use them.
 #[derive(Debug, Args)]
@@ -28,6 +29,10 @@ pub(crate) struct CertsFlags {
     /// machine's name, localhost, 127.0.0.1 and ::1 are in it anyway
     #[arg(long, value_name = "NAME")]
     pub(crate) host: Vec<String>,
+
+    /// How many days they are good for
+    #[arg(long, value_name = "N", default_value_t = trial::DAYS, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
 
     /// Replace files that are there
     #[arg(long)]

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::Value;
 
-use crate::support::{Listening, Scratch, assert_exit, corpus, mig, run, stderr};
+use crate::support::{Listening, Scratch, assert_exit, corpus, finish, mig, run, stderr};
 
 /// The lines that follow a heading, as they are printed to be copied.
 fn lines_for(printed: &str, program: &str) -> Vec<String> {
@@ -96,6 +96,26 @@ fn wrong_credentials_are_named_before_anything_is_bound() {
         assert_exit(&output, 2);
         assert!(stderr(&output).contains("dn:"), "{rule}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn a_stream_under_tls_can_be_looked_into() {
+    let scratch = Scratch::new();
+    let dir = scratch.file("tls");
+    assert_exit(&run(&mut mig(&["certs", &dir, "--days", "1", "--quiet"])), 0);
+    let stored = scratch.write("vm.mig", &corpus("pc"));
+    let at = format!("unix:{}", scratch.file("socket"));
+    let words = ["inspect", &at, "--json", "--tls-creds", &dir, "--timeout", "60s"];
+    let inspecting = mig(&words).spawn().unwrap();
+    while fs::metadata(scratch.file("socket")).is_err() {
+        std::thread::yield_now();
+    }
+    let sending = ["send", &stored, &at, "--tls-creds", &dir, "--tls-hostname", "localhost"];
+    assert_exit(&run(&mut mig(&sending)), 0);
+    let output = finish(inspecting);
+    assert_exit(&output, 0);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["complete"], true, "{report}");
 }
 
 #[test]

@@ -268,3 +268,28 @@ pub(crate) fn without_alternative_names(release: Release) {
     assert!(said.contains("SAN") || said.contains("subjectAltName"), "{said}");
     cell.passed("QEMU takes it, mig refuses");
 }
+
+/// A QEMU with TLS comes to a `mig recv` without: it is told apart from noise, and one without TLS gets in after it.
+pub(crate) fn where_recv_has_none(release: Release) {
+    let Some(binary) = release.or_skip() else { return };
+    let cell = Cell::new(binary.version(), "pc", "tcp, IPv4", "TLS into a mig without");
+    let scratch = Scratch::new();
+    let setup = Setup { binary: &binary, machine: "pc", scratch: &scratch, image: Image::Idle };
+    let ends = Ends::of(&scratch);
+    let saved = scratch.path("saved");
+    let words = ["recv", "tcp:127.0.0.1:0", "--save", text(&saved), "--json"];
+    let mut recv = Mig::start("mig recv", &words);
+    let uri = recv.listening();
+    let with = Guise { name: "with", dir: Some(&ends.rightful), hostname: "", said: "" };
+    let mut source = come(&setup, &uri, with);
+    assert_eq!(source.ended(), "failed", "{}", source.query());
+    source.reaches("running");
+    recv.process.stderr().wait_for("word about TLS", STEP, |line| {
+        line.contains("the source speaks TLS").then_some(())
+    });
+    let without = Guise { name: "without", dir: None, hostname: "", said: "" };
+    let mut source = come(&setup, &uri, without);
+    source.completed();
+    recv.succeeds();
+    cell.passed("refused");
+}
