@@ -134,7 +134,7 @@ impl Ends {
         (source.expect("connects"), destination.expect("accepts"))
     }
 
-    fn terms(&self, role: Role) -> Terms {
+    pub(crate) fn terms(&self, role: Role) -> Terms {
         Terms {
             role,
             deadline: self.options.handshake,

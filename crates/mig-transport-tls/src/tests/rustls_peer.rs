@@ -11,10 +11,11 @@ use std::{
 };
 
 use mig_testkit::pattern;
-use mig_transport::{Channel, Connector, Listener};
+use mig_transport::{Blame, Channel, Connector, Listener};
 use rustls::{
-    ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig,
-    ServerConnection, SideData, Stream, SupportedCipherSuite, SupportedProtocolVersion,
+    CipherSuiteCommon, ClientConfig, ClientConnection, ConnectionCommon, RootCertStore,
+    ServerConfig, ServerConnection, SideData, Stream, SupportedCipherSuite,
+    SupportedProtocolVersion, Tls12CipherSuite, Tls13CipherSuite,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
@@ -23,6 +24,11 @@ use rustls::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::doubles::{Ends, half_open};
+use crate::{
+    ClientCredentials,
+    explain::Explainer,
+    session::{self, Beginning, Link, Role, agree},
+};
 
 const ALL: usize = 3 << 20;
 const HANG_GUARD: Duration = Duration::from_secs(60);
@@ -171,4 +177,90 @@ async fn rustls_as_the_source() {
         to_and_fro(channel).await;
         other.join().expect("rustls is content");
     }
+}
+
+/// The cipher with keys that wear out after so many records.
+fn short_lived(suite: SupportedCipherSuite, records: u64) -> SupportedCipherSuite {
+    let common = |common: &CipherSuiteCommon| CipherSuiteCommon {
+        suite: common.suite,
+        hash_provider: common.hash_provider,
+        confidentiality_limit: records,
+    };
+    match suite {
+        SupportedCipherSuite::Tls13(suite) => {
+            SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+                common: common(&suite.common),
+                hkdf_provider: suite.hkdf_provider,
+                aead_alg: suite.aead_alg,
+                quic: None,
+            })))
+        }
+        SupportedCipherSuite::Tls12(suite) => {
+            SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
+                common: common(&suite.common),
+                prf_provider: suite.prf_provider,
+                kx: suite.kx,
+                sign: suite.sign,
+                aead_alg: suite.aead_alg,
+            })))
+        }
+    }
+}
+
+/// Our source with such keys, and rustls with ordinary ones.
+async fn with_short_lived_keys(peer: Peer) -> (Channel, Arc<Link>, thread::JoinHandle<()>) {
+    let ends = Ends::new();
+    let (ours, theirs) = half_open();
+    let connection = peer.server(&ends);
+    let other = thread::spawn(move || echo(connection, theirs));
+    let (chain, key) = pair(&ends, "client");
+    let peer = Peer { suite: short_lived(peer.suite, 10), ..peer };
+    let config = ClientConfig::builder_with_provider(peer.provider())
+        .with_protocol_versions(&[peer.version])
+        .expect("they fit")
+        .with_root_certificates(roots(&ends))
+        .with_client_auth_cert(chain, key)
+        .expect("a pair");
+    let credentials = ClientCredentials::x509(ends.site.path()).expect("sound credentials");
+    let expected = ends.name("localhost");
+    let words = Arc::new(Explainer::source(&credentials, &expected, "a test"));
+    let begin = |_: &_| {
+        let config = agree::client_config(&config);
+        let name = "localhost".try_into().expect("a name");
+        let handshake = agree::client(config, name, Arc::clone(&words) as _)?;
+        Ok(Beginning { handshake, words })
+    };
+    let agreed = session::negotiate_link(ours, begin, ends.terms(Role::Source)).await;
+    let (channel, link) = agreed.expect("it agrees");
+    (channel, link, other)
+}
+
+#[tokio::test]
+async fn keys_change_before_they_wear_out() {
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384;
+    let (channel, link, other) = with_short_lived_keys(Peer { version: &TLS13, suite }).await;
+    to_and_fro(channel).await;
+    other.join().expect("rustls is content");
+    let records = ALL as u64 / (1 << 14);
+    assert!((records / 10..records).contains(&link.key_changes()), "{}", link.key_changes());
+}
+
+#[tokio::test]
+async fn keys_that_cannot_change_are_not_worn_out() {
+    let suite = aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384;
+    let (mut channel, _link, other) = with_short_lived_keys(Peer { version: &TLS12, suite }).await;
+    let mut sender = channel.take_sender().expect("fresh");
+    let error = sender.write_all(&[0; 1 << 20]).await.expect_err("more than they may protect");
+    let error = mig_transport::Error::io("writing", error);
+    assert_eq!(error.blame(), Blame::PeerIncompatible);
+    assert!(error.to_string().contains("use TLS 1.3"), "{error}");
+    // What was sent before stays good, and so does the end.
+    drop(sender);
+    let mut heard = Vec::new();
+    let mut receiver = channel.take_receiver().expect("fresh");
+    receiver.read_to_end(&mut heard).await.expect("an announced end");
+    assert_eq!(heard.len() % (1 << 14), 0);
+    assert!(!heard.is_empty());
+    drop((receiver, channel));
+    other.join().expect("rustls is content");
 }
