@@ -31,7 +31,7 @@ pub struct TlsOptions {
     pub authorization: Option<Authorization>,
     /// Records after which this end changes its sending keys and asks the other end to change its own (TLS 1.3 key
     /// update). `None`, the default, changes them before the cipher says that they wear out, and asks for nothing:
-    /// with AES-GCM after some 370 GiB. Less is for who wants it so, and for tests.
+    /// with AES-GCM after 256 GiB. Less is for who wants it so, and for tests.
     pub key_update_after: Option<u64>,
 }
 
