@@ -3,6 +3,7 @@
 mod cold;
 mod curve;
 mod decoder;
+mod door;
 mod downtime;
 mod multifd;
 mod netem;
@@ -138,6 +139,12 @@ pub(crate) const ALL: &[Benchmark] = &[
         title: "memory of `mig recv` for a short and a long stream",
         lab: false,
         run: receiver_memory::run,
+    },
+    Benchmark {
+        name: "door",
+        title: "what a stranger costs a listener",
+        lab: false,
+        run: door::run,
     },
     Benchmark {
         name: "multifd-netem",

@@ -135,6 +135,18 @@ impl Compressor {
         self.take(pages, out, false)
     }
 
+    /// As [`feed`](Self::feed), and keeps nothing back: all that these pages cost is spent when it returns. For levels at
+    /// which a whole payload takes longer than the caller may be deaf. It costs some of the ratio.
+    ///
+    /// # Errors
+    /// As [`compress`](Self::compress).
+    pub fn feed_through(&mut self, pages: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.take(pages, out, true)
+    }
+
     /// Appends the rest of the payload to `out`, so that the receiver can make all pages of it. With nothing fed it does
     /// nothing: a packet without pages has no payload.
     ///

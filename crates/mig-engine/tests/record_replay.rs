@@ -685,3 +685,58 @@ async fn a_cancelled_replay_ends_and_cuts_the_channel() {
     assert_eq!((error.blame(), error.owner()), (Blame::Cancelled, Owner::Source));
     drop(theirs);
 }
+
+/// A disk that takes its time for ever is a deadline with a name, and a cancel does not wait for it.
+#[tokio::test]
+async fn a_disk_that_hangs_is_given_up_by_its_deadline() {
+    struct Hangs(std::sync::mpsc::Receiver<()>);
+    impl StreamSink for Hangs {
+        fn write(&mut self, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync(&mut self) -> io::Result<()> {
+            // Until the test is over.
+            let _over = self.0.recv();
+            Ok(())
+        }
+        fn commit(self: Box<Self>) -> io::Result<()> {
+            Ok(())
+        }
+        fn name(&self) -> String {
+            "a disk".into()
+        }
+    }
+    for cancelled in [false, true] {
+        let (_over, hang) = std::sync::mpsc::channel();
+        let mut options = hasty();
+        if !cancelled {
+            options.deadlines.storage = Duration::from_millis(200);
+        }
+        let recorder = Recorder::new(options);
+        let (near, far) = memory_pair(BUFFER);
+        let handle = recorder.handle();
+        let mut listener = One::new(near);
+        let work = recorder.run(&mut listener, Box::new(Hangs(hang)), None);
+        let bytes = stream(Extras::All);
+        let other = async {
+            let played = tokio::spawn(async move { play(far, &bytes).await });
+            if cancelled {
+                while !handle.waits_for().contains("durable") {
+                    tokio::task::yield_now().await;
+                }
+                handle.cancel();
+            }
+            played.await.unwrap()
+        };
+        let (outcome, answers) = tokio::join!(work, other);
+        let error = outcome.unwrap_err();
+        assert!(answers.ends_with(&Message::Shut { status: 1 }.to_bytes()), "{answers:?}");
+        match cancelled {
+            true => assert_eq!(error.blame(), Blame::Cancelled),
+            false => {
+                assert_eq!(error.wait(), Some(mig_engine::Wait::Storage), "{error}");
+                assert!(error.to_string().contains("a disk: making the bytes durable"), "{error}");
+            }
+        }
+    }
+}

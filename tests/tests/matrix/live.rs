@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mig::engine::{
-    Capabilities, Destination, DeviceSection, Guest, GuestError, InputEnd, MigrationInfo,
-    Parameters, Source, StreamWalk,
+    Capabilities, Deadlines, Destination, DeviceSection, Error, Guest, GuestError, InputEnd,
+    MigrationInfo, Outcome, Parameters, Source, StreamWalk,
 };
 use mig::ram::{
     BlockInfo, BlockOptions, DirtyBitmap, DirtyLogInfo, GuestMemory, RamBlock, RamBlocks,
@@ -191,6 +191,45 @@ pub(crate) fn send_with_xbzrle(captured: &Captured, uri: &str, options: &Connect
     });
     let outcome = outcome.unwrap_or_else(|error| panic!("sending to {uri}: {error}"));
     Sent { confirmed: outcome.confirmed, info: outcome.info, ram: Ram(ram) }
+}
+
+/// Sends the guest, which writes nothing, to `uri`, and stands still before the switchover until what `pause` makes there is
+/// over.
+#[track_caller]
+pub(crate) fn send_paused<F: Future<Output = ()>>(
+    captured: &Captured,
+    uri: &str,
+    deadlines: Deadlines,
+    pause: impl FnOnce() -> F,
+) -> (Result<Outcome, Error>, Ram) {
+    let ram = captured.ram(true);
+    let mut capabilities = Capabilities::default();
+    (capabilities.return_path, capabilities.pause_before_switchover) = (true, true);
+    let mut source =
+        Source::new(Arc::clone(&ram) as _, Box::new(Machine(captured_machine(captured))))
+            .with_capabilities(capabilities)
+            .with_deadlines(deadlines);
+    let handle = source.handle();
+    let outcome = block_on(async {
+        let at = MigrationAddress::parse(uri).expect("an address");
+        let connector = mig::connector(&at, &ConnectOptions::default()).expect("a backend");
+        let mut events = handle.subscribe();
+        let operator = async {
+            while let Ok(event) = events.recv().await {
+                if matches!(event, mig::engine::Event::Status(status) if status.as_str() == "pre-switchover")
+                {
+                    pause().await;
+                    handle.continue_switchover();
+                    return std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            outcome = source.run(&*connector) => outcome,
+            () = operator => panic!("the handle outlives the migration"),
+        }
+    });
+    (outcome, Ram(ram))
 }
 
 /// Receives what is at `uri` into blocks like those of the captured guest.

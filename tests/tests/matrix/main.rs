@@ -13,6 +13,7 @@
 
 mod cell;
 mod encoded;
+mod heartbeat;
 mod link;
 mod live;
 mod misfits;
@@ -156,6 +157,29 @@ macro_rules! misfits {
             }
         }
     )* };
+}
+
+macro_rules! heartbeats {
+    ($($module:ident: $release:ident;)*) => { $(
+        mod $module {
+            use super::*;
+
+            #[test]
+            fn a_long_pause() {
+                guarded(|| heartbeat::a_long_pause(Release::$release));
+            }
+
+            #[test]
+            fn a_stopped_destination() {
+                guarded(|| heartbeat::a_stopped_destination(Release::$release));
+            }
+        }
+    )* };
+}
+
+heartbeats! {
+    installed_heartbeat: Installed;
+    unpacked_heartbeat: Unpacked;
 }
 
 macro_rules! cases {

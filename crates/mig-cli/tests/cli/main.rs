@@ -9,6 +9,7 @@ mod failing;
 mod inspect;
 mod multifd;
 mod rdma;
+mod stuck;
 mod support;
 mod tls;
 mod transfer;

@@ -38,6 +38,12 @@ const REVIEW_PACKETS: u32 = 32;
 /// Levels between which one adapts: 0 stores, and above 6 zlib gains next to nothing for twice the time.
 const ADAPTING: RangeInclusive<i32> = 1..=6;
 
+/// From this level on zstd takes longer for a packet than a cancel may wait: 4 MB/s and less.
+const SLOW_ZSTD: i32 = 13;
+
+/// Then so much is compressed at a time: about 20 ms at the highest level.
+const SLOW_PIECE: usize = 8 * PAGE_SIZE;
+
 /// One channel's compressor, for the channel's whole life. Costs the channel 1.1 MiB beside the library's own state.
 pub(super) struct Packer {
     stream: Option<Stream>,
@@ -52,6 +58,13 @@ struct Stream {
     /// Since the level was last thought over.
     recent: Spent,
     packets: u32,
+}
+
+impl Stream {
+    fn is_slow(&self) -> bool {
+        self.compressor.method() == mig_compress::Method::Zstd
+            && self.compressor.level().number() >= SLOW_ZSTD
+    }
 }
 
 /// What compressing cost, and what it brought.
@@ -140,8 +153,12 @@ impl Packer {
     }
 
     /// The payload of a packet with these pages of a block, and what it cost; empty where nothing is compressed, and
-    /// where there are no pages.
-    pub(super) fn pack(&mut self, block: &Block, offsets: &[u64]) -> Result<(&[u8], Spent)> {
+    /// where there are no pages. Where that takes long, it gives way now and then to who wants it to end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the compressor has taken a part of a packet.
+    pub(super) async fn pack(&mut self, block: &Block, offsets: &[u64]) -> Result<(&[u8], Spent)> {
         let Some(stream) = self.stream.as_mut().filter(|_| !offsets.is_empty()) else {
             return Ok((&[], Spent::default()));
         };
@@ -152,7 +169,15 @@ impl Packer {
         }
         stream.payload.clear();
         let begun = Instant::now();
-        stream.compressor.compress(&stream.pages, &mut stream.payload).map_err(failed)?;
+        if stream.is_slow() {
+            for piece in stream.pages.chunks(SLOW_PIECE) {
+                stream.compressor.feed_through(piece, &mut stream.payload).map_err(failed)?;
+                tokio::task::yield_now().await;
+            }
+            stream.compressor.flush(&mut stream.payload).map_err(failed)?;
+        } else {
+            stream.compressor.compress(&stream.pages, &mut stream.payload).map_err(failed)?;
+        }
         let spent = Spent {
             bytes_in: stream.pages.len() as u64,
             bytes_out: stream.payload.len() as u64,
@@ -235,6 +260,41 @@ mod tests {
             waiting: Duration::from_millis(waiting),
             ..Spent::default()
         }
+    }
+
+    /// A packet at the highest level takes most of a second; a cancel waits for a piece of it.
+    #[test]
+    fn a_slow_level_gives_way_and_its_payload_is_whole() {
+        let ram =
+            mig_ram::RamBlocks::new([mig_ram::RamBlock::new("x", 512 << 10).unwrap()]).unwrap();
+        let memory: &dyn mig_ram::GuestMemory = &ram;
+        let mut noise = vec![0; 512 << 10];
+        let mut state = 1_u32;
+        for byte in &mut noise {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = (state >> 28) as u8;
+        }
+        memory.block(0).unwrap().region.copy_in_at(0, &noise).unwrap();
+        let pages = Pages::new(memory).unwrap();
+        let level = Level::new(mig_compress::Method::Zstd, 20).unwrap();
+        let packing = Packing { method: Method::Zstd, level, adapts: false };
+        let mut packer = Packer::new(&packing).unwrap();
+        let offsets: Vec<u64> = (0..PACKET_PAGES).map(|page| (page * PAGE_SIZE) as u64).collect();
+        let mut turns = 0;
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut packing = std::pin::pin!(packer.pack(&pages.blocks()[0], &offsets));
+        let (payload, spent) = loop {
+            match std::future::Future::poll(packing.as_mut(), &mut context) {
+                std::task::Poll::Ready(packed) => break packed.unwrap(),
+                std::task::Poll::Pending => turns += 1,
+            }
+        };
+        assert_eq!(turns, PACKET_PAGES * PAGE_SIZE / SLOW_PIECE);
+        assert_eq!(spent.bytes_in, 512 << 10);
+        let mut unpacked = vec![0; 512 << 10];
+        let mut decompressor = mig_compress::Decompressor::new(mig_compress::Method::Zstd).unwrap();
+        decompressor.decompress(payload, &mut unpacked).unwrap();
+        assert!(unpacked == noise);
     }
 
     #[test]

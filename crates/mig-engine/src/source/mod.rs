@@ -725,7 +725,7 @@ impl Job<'_> {
     async fn send_part(&mut self, kind: SectionKind, reason: WindowReason) -> Result<bool> {
         if self.ram.has_xbzrle() {
             let bytes = self.shared.parameters().xbzrle_cache_size;
-            self.ram.resize_xbzrle(bytes, &self.shared.statistics);
+            self.ram.resize_xbzrle(bytes, &self.shared.statistics).await;
         }
         let mut head = Vec::with_capacity(8);
         encode::section(&mut head, &ram_section(kind));

@@ -99,7 +99,7 @@ impl Block {
 }
 
 impl Pages {
-    pub(super) fn new(memory: &dyn GuestMemory) -> Result<Self> {
+    pub(crate) fn new(memory: &dyn GuestMemory) -> Result<Self> {
         let mut blocks = Vec::new();
         for index in 0..memory.block_count() {
             let Some(info) = memory.block(index) else {

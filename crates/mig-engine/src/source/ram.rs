@@ -65,9 +65,13 @@ impl RamSource {
     }
 
     /// Takes over the live parameter `xbzrle-cache-size`.
-    pub(crate) fn resize_xbzrle(&mut self, bytes: u64, statistics: &Statistics) {
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the cache stays as it is.
+    pub(crate) async fn resize_xbzrle(&mut self, bytes: u64, statistics: &Statistics) {
         if let Some(xbzrle) = &mut self.xbzrle {
-            xbzrle.resize(bytes, statistics);
+            xbzrle.resize(bytes, statistics).await;
         }
     }
 

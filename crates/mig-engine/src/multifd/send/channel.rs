@@ -135,7 +135,7 @@ impl SendChannel {
 
     async fn send_packet(&mut self, block: &Block) -> Result<()> {
         let Self { common, packer, pages, head, out, .. } = self;
-        let (packed, mut spent) = packer.pack(block, pages.normal())?;
+        let (packed, mut spent) = packer.pack(block, pages.normal()).await?;
         let ram = encode::RamHead {
             packet_num: common.next_packet(),
             block: block.name(),

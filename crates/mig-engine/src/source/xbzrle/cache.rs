@@ -27,6 +27,9 @@ use crate::{error::Result, source::ram::Page};
 /// Slots of a set: their keys are one line of the processor's cache.
 const WAYS: usize = 8;
 
+/// Pages that are copied to another cache before others get a turn: 8 MiB, a few milliseconds.
+const COPIED_AT_ONCE: usize = 2048;
+
 /// No page has it: see [`Key::new`].
 const EMPTY: u64 = u64::MAX;
 
@@ -166,14 +169,21 @@ impl Cache {
     }
 
     /// The same pages in a cache of another size; where they do not all fit, those used last. Who still refers to the
-    /// old slab finds it unchanged.
-    pub(super) fn resized(&self, slots: usize) -> Result<Self> {
+    /// old slab finds it unchanged. A large one takes a while, in which others get their turns.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: this cache stays as it is.
+    pub(super) async fn resized(&self, slots: usize) -> Result<Self> {
         let mut other = Self::new(slots)?;
         let mut held: Vec<usize> =
             (0..self.slots()).filter(|index| self.keys[*index] != EMPTY).collect();
         held.sort_by_key(|index| std::cmp::Reverse(self.stamps[*index]));
         let mut page = [0; PAGE_SIZE];
-        for index in held {
+        for (copied, index) in held.into_iter().enumerate() {
+            if copied % COPIED_AT_ONCE == COPIED_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
             // Pass 0: only where there is a free slot.
             let Some(there) = other.claim(Key(self.keys[index]), 0) else { continue };
             other.stamps[there.index] = self.stamps[index];
@@ -281,15 +291,35 @@ mod tests {
         }
     }
 
+    /// Whoever cancels gets a turn long before a large one is copied, and nothing has changed then.
     #[test]
-    fn growing_keeps_everything_and_shrinking_what_was_used_last() {
+    fn a_large_cache_is_copied_in_pieces() {
+        let slots = 8 * COPIED_AT_ONCE;
+        let mut cache = Cache::new(slots).unwrap();
+        for number in 0..slots {
+            put(&mut cache, number, 1);
+        }
+        let mut turns = 0;
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        {
+            let mut resized = std::pin::pin!(cache.resized(2 * slots));
+            while std::future::Future::poll(resized.as_mut(), &mut context).is_pending() {
+                turns += 1;
+            }
+        }
+        assert!(turns >= 7, "{turns} turns");
+        assert!(holds(&mut cache, 5, 1));
+    }
+
+    #[tokio::test]
+    async fn growing_keeps_everything_and_shrinking_what_was_used_last() {
         let mut cache = Cache::new(32).unwrap();
         for number in 0..32 {
             assert!(put(&mut cache, number, if number % 4 == 0 { 7 } else { 3 }));
         }
-        let mut larger = cache.resized(128).unwrap();
+        let mut larger = cache.resized(128).await.unwrap();
         assert!((0..32).all(|number| holds(&mut larger, number, 8)));
-        let mut smaller = cache.resized(8).unwrap();
+        let mut smaller = cache.resized(8).await.unwrap();
         assert_eq!(smaller.slots(), 8);
         for number in 0..32 {
             assert_eq!(holds(&mut smaller, number, 8), number % 4 == 0, "page {number}");

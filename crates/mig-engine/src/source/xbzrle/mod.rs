@@ -126,17 +126,27 @@ impl Xbzrle {
     }
 
     /// Takes over another size while the migration runs. Where that is not possible, the cache stays as it is.
-    pub(super) fn resize(&mut self, bytes: u64, statistics: &Statistics) {
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the cache stays as it is.
+    pub(super) async fn resize(&mut self, bytes: u64, statistics: &Statistics) {
         if bytes == self.asked {
             return;
         }
         self.asked = bytes;
-        let resized = slots(bytes, self.most_slots).and_then(|slots| {
-            (slots != self.cache.slots()).then(|| self.cache.resized(slots)).transpose()
-        });
+        let resized = match slots(bytes, self.most_slots) {
+            Ok(slots) if slots == self.cache.slots() => Ok(None),
+            Ok(slots) => self.cache.resized(slots).await.map(Some),
+            Err(error) => Err(error),
+        };
         match resized {
             Ok(None) => {}
-            Ok(Some(cache)) => self.cache = cache,
+            Ok(Some(cache)) => {
+                let old = std::mem::replace(&mut self.cache, cache);
+                // Giving a GiB back to the system takes as long as a cancel may.
+                let _elsewhere = tokio::task::spawn_blocking(move || drop(old));
+            }
             Err(error) => tracing::warn!(%error, bytes, "xbzrle-cache-size was not changed"),
         }
         self.tell_size(statistics);

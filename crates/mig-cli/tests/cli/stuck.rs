@@ -1,0 +1,177 @@
+//! Waits that nobody ends: a cancel ends each at once, its deadline ends it by name, and nothing is left behind.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Listening, MIG, Scratch, assert_exit, corpus, finish, last_json, mig, signal, stderr,
+};
+
+/// Ten times the promise.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Interrupts what is stuck.
+#[track_caller]
+fn is_cancelled_at_once(child: Child) {
+    signal(&child, "INT");
+    let asked = Instant::now();
+    let output = finish(child);
+    assert_exit(&output, 4);
+    assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
+    assert_eq!(last_json(&output)["status"], "cancelled");
+}
+
+/// `mig send` in a network of its own, where nothing that is sent arrives anywhere.
+fn sends_into_nowhere(scratch: &Scratch, uri: &str, more: &str) -> Child {
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    let resolver = scratch.write("resolv.conf", b"nameserver 192.0.2.53\noptions timeout:30\n");
+    let command = format!(
+        "ip link set lo up && ip tuntap add dev mig0 mode tun && ip addr add 192.0.2.1/24 dev mig0 && \
+         ip link set mig0 up && mount --bind {resolver} /etc/resolv.conf && \
+         exec {MIG} send {file} {uri} --json {more}"
+    );
+    Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c", &command])
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Whether it is `mig` by now, and has said SYN, or has a thread that asks for the name.
+fn waits(child: &Child, asks_for_a_name: bool) -> bool {
+    let process = format!("/proc/{}", child.id());
+    let name = fs::read_to_string(format!("{process}/comm")).unwrap_or_default();
+    let threads = fs::read_dir(format!("{process}/task")).map_or(0, Iterator::count);
+    let connections = fs::read_to_string(format!("{process}/net/tcp")).unwrap_or_default();
+    // State 02 is SYN_SENT.
+    let connects = connections.lines().any(|line| line.split_whitespace().nth(3) == Some("02"));
+    name.trim() == "mig" && if asks_for_a_name { threads > 1 } else { connects }
+}
+
+#[test]
+fn a_name_server_that_does_not_answer_and_a_host_that_is_not_there() {
+    for (uri, asks_for_a_name) in [("tcp:far.example:4444", true), ("tcp:192.0.2.9:4444", false)] {
+        let scratch = Scratch::new();
+        let mut child = sends_into_nowhere(&scratch, uri, "");
+        while !waits(&child, asks_for_a_name) {
+            assert!(child.try_wait().unwrap().is_none(), "{}", stderr(&finish(child)));
+            thread::yield_now();
+        }
+        is_cancelled_at_once(child);
+        let output = finish(sends_into_nowhere(&scratch, uri, "--deadline connect=300ms"));
+        assert_exit(&output, 5);
+        let said = stderr(&output);
+        assert!(said.contains("300ms") && said.contains("--deadline connect="), "{said}");
+    }
+}
+
+/// It answers nobody's wish to end but the kernel's, and reads nothing, so that the pipe is full.
+#[test]
+fn a_command_that_ignores_signals_and_reads_nothing() {
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("q35"));
+    let ready = scratch.file("ready");
+    let command = format!(
+        "exec:trap '' TERM INT HUP PIPE; echo $$ > '{ready}.tmp'; mv '{ready}.tmp' '{ready}'; \
+         while :; do sleep 1000; done"
+    );
+    let send = mig(&["send", &file, &command, "--json"]).spawn().unwrap();
+    let pid = loop {
+        if let Ok(pid) = fs::read_to_string(&ready) {
+            break pid.trim().to_owned();
+        }
+        thread::yield_now();
+    };
+    is_cancelled_at_once(send);
+    let alive = fs::read_to_string(format!("/proc/{pid}/stat"));
+    assert!(alive.is_err() || alive.is_ok_and(|stat| stat.contains(") Z ")), "the command lives");
+}
+
+/// It takes the whole stream and does not end: how long it may take for that has a name.
+#[test]
+fn a_command_that_does_not_end_runs_out_of_time() {
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    let command = "exec:cat > /dev/null; exec sleep 1000";
+    let output = finish(
+        mig(&["send", &file, command, "--deadline", "exit=300ms", "--json"]).spawn().unwrap(),
+    );
+    assert_exit(&output, 5);
+    assert!(stderr(&output).contains("300ms"), "{}", stderr(&output));
+}
+
+/// Whoever reads stdout stopped reading: the disk of who saves to a pipe.
+#[test]
+fn a_sink_that_takes_nothing() {
+    let scratch = Scratch::new();
+    let socket = scratch.file("socket");
+    let uri = format!("unix:{socket}");
+    let mut recv = mig(&["recv", &uri, "--save", "-"]).spawn().unwrap();
+    // Nobody reads it until the end.
+    let mut stdout = recv.stdout.take().unwrap();
+    let mut source = loop {
+        match std::os::unix::net::UnixStream::connect(&socket) {
+            Ok(source) => break source,
+            Err(_not_yet) => thread::yield_now(),
+        }
+    };
+    source.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    // Until nothing more fits anywhere.
+    let _stuck = source.write_all(&[corpus("q35"), vec![0; 64 << 20]].concat());
+    signal(&recv, "INT");
+    let asked = Instant::now();
+    let output = finish(recv);
+    assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
+    assert!(matches!(output.status.code(), Some(3 | 4)), "{}", stderr(&output));
+    stdout.read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_destination_that_gives_no_verdict() {
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    for by_deadline in [false, true] {
+        let destination = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("tcp:{}", destination.local_addr().unwrap());
+        let arguments = ["send", &file, &uri, "--json", "--deadline"];
+        let limit = if by_deadline { "acknowledgement=300ms" } else { "acknowledgement=1h" };
+        let send = mig(&[&arguments[..], &[limit]].concat()).spawn().unwrap();
+        let (mut channel, _) = destination.accept().unwrap();
+        // The end of the stream has come when nothing comes any more.
+        channel.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let _silence = channel.read_to_end(&mut Vec::new());
+        if by_deadline {
+            let output = finish(send);
+            assert_exit(&output, 5);
+            let said = stderr(&output);
+            assert!(said.contains("--deadline acknowledgement="), "{said}");
+            assert!(said.contains("no verdict came"), "{said}");
+        } else {
+            is_cancelled_at_once(send);
+        }
+    }
+}
+
+/// Whoever pipes a stream in stopped: the destination is not to blame.
+#[test]
+fn an_input_that_gives_nothing_more() {
+    let recv = Listening::start(&["recv", "tcp:127.0.0.1:0"]);
+    let mut command = mig(&["send", "-", &recv.uri, "--deadline", "idle=300ms", "--json"]);
+    let mut send = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = send.stdin.take().unwrap();
+    input.write_all(&corpus("pc")[..100_000]).unwrap();
+    let output = finish(send);
+    assert_exit(&output, 5);
+    assert!(stderr(&output).contains("waiting for stdin to give more"), "{}", stderr(&output));
+    drop(input);
+    assert_exit(&recv.finish(), 3);
+}
