@@ -179,6 +179,12 @@ impl Records {
         }
     }
 
+    /// Bytes not sent yet.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether everything was sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0

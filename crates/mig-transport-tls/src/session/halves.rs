@@ -224,19 +224,18 @@ impl ReceiveHalf for TlsReceiveHalf {
         into: &[RegionSlice],
     ) -> Poll<io::Result<usize>> {
         let want = into.iter().map(RegionSlice::len).sum();
-        let mut slices = into.iter();
-        let mut now = None::<RegionSlice>;
+        let (mut slice, mut skip) = (0, 0);
         self.poll_take(cx, want, |mut bytes| {
             while !bytes.is_empty() {
-                let slice = match now.take() {
-                    Some(slice) => slice,
-                    None => slices.next().expect("no more comes than is wanted").clone(),
-                };
-                let n = slice.len().min(bytes.len());
-                slice.copy_in(&bytes[..n]);
+                let room = &into[slice];
+                let n = (room.len() - skip).min(bytes.len());
+                let copied = room.region().copy_in_at(room.offset() + skip, &bytes[..n]);
+                copied.expect("a part of a slice is in its region");
                 bytes = &bytes[n..];
-                let rest = slice.sub(n, slice.len() - n).expect("the rest is part of the slice");
-                now = (!rest.is_empty()).then_some(rest);
+                skip += n;
+                if skip == room.len() {
+                    (slice, skip) = (slice + 1, 0);
+                }
             }
         })
     }

@@ -151,6 +151,12 @@ impl Link {
         side.seal.refresh(ask, &mut side.records)
     }
 
+    /// Bytes that were sealed and did not leave.
+    #[cfg(test)]
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.lock().records.bytes()
+    }
+
     #[cfg(test)]
     pub(crate) fn key_changes(&self) -> u64 {
         self.lock().seal.key_changes()
@@ -263,6 +269,8 @@ impl WriteSide {
         if self.state == State::Failed || self.state == State::Ended {
             return Poll::Ready(Err(self.why_closed()));
         }
+        // One answer at a time waits for the channel: a peer that asks for many and reads none gets no more of our memory.
+        ready!(self.poll_drain(cx))?;
         self.seal.settle(&mut self.records)?;
         ready!(self.poll_drain(cx))?;
         match &mut self.sender {

@@ -1,11 +1,11 @@
 //! Keys change at any time, in both directions, while both are used: QEMU's TLS once could not
 //! (docs/wire/transports.md §5.3).
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use mig_testkit::{memory_pair, pattern};
 use mig_transport::{Channel, Receiver, Sender};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::doubles::{Ends, socket_pair};
 use crate::session::Link;
@@ -123,4 +123,32 @@ async fn keys_change_after_as_many_records_as_were_chosen() {
     // At most 16 KiB in a record.
     assert!(link.key_changes() >= (ALL >> 14) as u64 / 4, "{}", link.key_changes());
     assert!(answers.key_changes() >= 1, "{}", answers.key_changes());
+}
+
+/// A peer that asks for new keys again and again, and reads nothing, is answered when it does.
+#[tokio::test]
+async fn answers_that_nobody_takes_do_not_pile_up() {
+    let ends = Ends::new();
+    let (ours, theirs) = memory_pair(1 << 20);
+    let ((source, link), (destination, answers)) = ends.links((ours, theirs)).await;
+    let (_source_in, mut source_out) = both(source);
+    let (mut destination_in, mut destination_out) = both(destination);
+    // The way back is full.
+    let fill = std::future::poll_fn(|cx| {
+        while let Poll::Ready(written) = Pin::new(&mut destination_out).poll_write(cx, &[0; 65536])
+        {
+            written.expect("there is somebody");
+        }
+        Poll::Ready(())
+    });
+    fill.await;
+    let before = answers.pending_bytes();
+    assert!(before > 0, "nothing fits any more");
+    for _ in 0..3000 {
+        link.refresh(true).expect("the keys can change");
+        source_out.write_all(b"x").await.expect("it is read");
+        source_out.flush().await.expect("it is read");
+        destination_in.read_exact(&mut [0]).await.expect("it was sent");
+    }
+    assert_eq!(answers.pending_bytes(), before);
 }
