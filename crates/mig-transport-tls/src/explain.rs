@@ -144,12 +144,12 @@ impl Explainer {
     pub(crate) fn hung_up_hint(&self) -> &'static str {
         match &self.end {
             End::Source { .. } => {
-                "the connection ended right after the TLS handshake: the destination refuses our certificate or its name \
-                 (verify-peer, tls-authz), and says so only in its own log"
+                "the connection ended right after the TLS handshake: most likely the destination refuses our certificate or its \
+                 name (verify-peer, tls-authz), which it says only in its own log"
             }
             End::Destination { .. } => {
-                "the connection ended right after the TLS handshake: the source refuses this end's certificate, and says so \
-                 only in its own error"
+                "the connection ended right after the TLS handshake: most likely the source refuses this end's certificate, which \
+                 it says only in its own error"
             }
         }
     }

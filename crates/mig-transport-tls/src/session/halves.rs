@@ -182,7 +182,9 @@ impl TlsReceiveHalf {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut room = ReadBuf::new(self.incoming.room());
-        ready!(Pin::new(&mut self.receiver).poll_read(cx, &mut room))?;
+        let read = ready!(Pin::new(&mut self.receiver).poll_read(cx, &mut room));
+        // A refusal that overtakes what this end still sends is a reset, not an end.
+        read.map_err(|error| self.link.explain(error))?;
         let came = room.filled().len();
         self.incoming.came(came);
         Poll::Ready(Ok(came))

@@ -99,7 +99,7 @@ impl Link {
     }
 
     /// With TLS 1.3 a source is done when its certificate is not verified yet: a refusal looks like a broken pipe.
-    fn explain(&self, error: io::Error) -> io::Error {
+    pub(crate) fn explain(&self, error: io::Error) -> io::Error {
         let hung_up =
             matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
         // The system's own word only: this side's ends are of the same kind.

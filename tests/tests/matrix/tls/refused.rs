@@ -149,7 +149,7 @@ fn come(setup: &Setup<'_>, uri: &str, guise: Guise<'_>) -> Qemu {
 }
 
 /// QEMU closes the connection and says why in its log alone.
-const REFUSED: &[&str] = &["log, which says why it refused"];
+const REFUSED: &[&str] = &["most likely the destination refuses our certificate"];
 
 /// One who comes to a QEMU: flags, exit code, and words on stderr.
 type Comer<'a> = (&'a [&'a str], i32, &'a [&'a str]);
