@@ -175,3 +175,47 @@ fn an_input_that_gives_nothing_more() {
     drop(input);
     assert_exit(&recv.finish(), 3);
 }
+
+/// Connected, and then not a word of TLS.
+#[test]
+fn a_handshake_that_nobody_answers() {
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    let certificates = scratch.file("tls");
+    assert_exit(&finish(mig(&["certs", &certificates]).spawn().unwrap()), 0);
+    for by_deadline in [false, true] {
+        let destination = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("tcp:localhost:{}", destination.local_addr().unwrap().port());
+        let limit = if by_deadline { "handshake=300ms" } else { "handshake=1h" };
+        let tls = ["--tls-creds", &certificates, "--json", "--deadline", limit];
+        let send = mig(&[&["send", &file, &uri][..], &tls].concat()).spawn().unwrap();
+        let (mut channel, _) = destination.accept().unwrap();
+        // Its first word has come: the handshake is under way.
+        channel.read_exact(&mut [0]).unwrap();
+        if by_deadline {
+            let output = finish(send);
+            assert_exit(&output, 5);
+            let said = stderr(&output);
+            assert!(said.contains("handshake") && said.contains("--deadline handshake="), "{said}");
+        } else {
+            is_cancelled_at_once(send);
+        }
+    }
+}
+
+/// The other end: a stranger that begins no handshake is closed in time, and whoever waits may be cancelled.
+#[test]
+fn a_stranger_that_begins_no_handshake() {
+    let scratch = Scratch::new();
+    let certificates = scratch.file("tls");
+    assert_exit(&finish(mig(&["certs", &certificates]).spawn().unwrap()), 0);
+    let flags = ["--tls-creds", &certificates, "--json", "--deadline", "handshake=300ms"];
+    let recv = Listening::start(&[&["recv", "tcp:127.0.0.1:0"][..], &flags].concat());
+    let there = recv.uri.strip_prefix("tcp:").unwrap();
+    let mut stranger = std::net::TcpStream::connect(there).unwrap();
+    let begun = Instant::now();
+    assert_eq!(stranger.read(&mut [0; 64]).unwrap_or(0), 0, "closed without a word");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let _another = std::net::TcpStream::connect(there).unwrap();
+    is_cancelled_at_once(recv.child);
+}
