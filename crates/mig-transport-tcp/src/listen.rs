@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use mig_transport::{
-    AcceptFailure, Address, Channel, Error, Listener, Result,
+    AcceptFailure, Address, Channel, Error, Listener, LogLimit, Result,
     address::{Family, InetAddress},
 };
 use socket2::SockRef;
@@ -36,6 +36,7 @@ pub struct TcpListener {
     /// Which socket is asked first next time.
     next: usize,
     settings: Settings,
+    log: LogLimit,
 }
 
 impl TcpListener {
@@ -77,7 +78,7 @@ impl TcpListener {
                 .push(name.map_err(|source| Error::io("asking a socket for its address", source))?);
         }
         tracing::debug!(?local, "listening");
-        Ok(Self { sockets, local, next: 0, settings: binding.settings })
+        Ok(Self { sockets, local, next: 0, settings: binding.settings, log: LogLimit::default() })
     }
 
     /// The addresses that were really bound.
@@ -128,7 +129,11 @@ impl Listener for TcpListener {
             let peer = accepted.peer;
             match self.make_channel(accepted) {
                 Ok(channel) => return Ok(channel),
-                Err(error) => tracing::warn!(%peer, %error, "a connection was dropped"),
+                Err(error) => {
+                    if let Some(unsaid) = self.log.say() {
+                        tracing::warn!(%peer, %error, unsaid, "a connection was dropped");
+                    }
+                }
             }
         }
     }

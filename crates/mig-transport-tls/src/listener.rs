@@ -24,7 +24,7 @@ use std::{
 
 use async_trait::async_trait;
 use atomic_waker::AtomicWaker;
-use mig_transport::{Channel, Error, Listener, Result};
+use mig_transport::{Channel, Error, Listener, LogLimit, Result};
 
 use crate::{
     credentials::ServerCredentials,
@@ -137,11 +137,13 @@ struct Handshake {
 struct Handshakes {
     all: VecDeque<Handshake>,
     max: usize,
+    /// A flood is a few lines.
+    log: LogLimit,
 }
 
 impl Handshakes {
     fn new(max: usize) -> Self {
-        Self { all: VecDeque::new(), max }
+        Self { all: VecDeque::new(), max, log: LogLimit::default() }
     }
 
     fn is_empty(&self) -> bool {
@@ -151,10 +153,12 @@ impl Handshakes {
     fn add(&mut self, handshake: Handshake) {
         while self.all.len() >= self.max {
             let silent = self.all.iter().position(|one| !one.heard.load(Ordering::Relaxed));
-            if let Some(dropped) = self.all.remove(silent.unwrap_or(0)) {
+            let dropped = self.all.remove(silent.unwrap_or(0));
+            if let (Some(dropped), Some(unsaid)) = (dropped, self.log.say()) {
                 tracing::warn!(
                     peer = %dropped.peer,
                     said_something = silent.is_none(),
+                    unsaid,
                     "a connection was dropped: {} others are in a TLS handshake, and it is the oldest",
                     self.max
                 );

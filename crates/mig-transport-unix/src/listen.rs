@@ -15,7 +15,8 @@ use std::{
 
 use async_trait::async_trait;
 use mig_transport::{
-    AcceptFailure, Address, Channel, Endpoint, Error, Listener, Peer, Result, address::UnixAddress,
+    AcceptFailure, Address, Channel, Endpoint, Error, Listener, LogLimit, Peer, Result,
+    address::UnixAddress,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -34,6 +35,7 @@ pub struct UnixListener {
     address: UnixAddress,
     options: UnixOptions,
     _file: Option<SocketFile>,
+    log: LogLimit,
 }
 
 impl UnixListener {
@@ -63,7 +65,13 @@ impl UnixListener {
             .and_then(|()| tokio::net::UnixListener::from_std(socket.into()))
             .map_err(|source| Error::io(doing(), source))?;
         tracing::debug!(%address, "listening");
-        Ok(Self { socket, address: address.clone(), options, _file: file })
+        Ok(Self {
+            socket,
+            address: address.clone(),
+            options,
+            _file: file,
+            log: LogLimit::default(),
+        })
     }
 
     fn make_channel(&self, stream: tokio::net::UnixStream) -> Result<Channel> {
@@ -96,7 +104,14 @@ impl Listener for UnixListener {
             match self.make_channel(stream) {
                 Ok(channel) => return Ok(channel),
                 Err(error) => {
-                    tracing::warn!(address = %self.address, %error, "a connection was dropped");
+                    if let Some(unsaid) = self.log.say() {
+                        tracing::warn!(
+                            address = %self.address,
+                            %error,
+                            unsaid,
+                            "a connection was dropped"
+                        );
+                    }
                 }
             }
         }

@@ -4,7 +4,8 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use async_trait::async_trait;
 use mig_transport::{
-    AcceptFailure, Address, Channel, Error, FdIo, FdKind, Listener, Result, address::VsockAddress,
+    AcceptFailure, Address, Channel, Error, FdIo, FdKind, Listener, LogLimit, Result,
+    address::VsockAddress,
 };
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
@@ -21,6 +22,7 @@ use crate::{
 pub struct VsockListener {
     io: Arc<FdIo>,
     local: VsockAddress,
+    log: LogLimit,
 }
 
 impl VsockListener {
@@ -45,7 +47,7 @@ impl VsockListener {
         let io = FdIo::new(OwnedFd::from(socket), FdKind::Socket, Interest::READABLE)
             .map_err(|source| Error::io(doing(), source))?;
         tracing::debug!(%local, "listening");
-        Ok(Self { io, local })
+        Ok(Self { io, local, log: LogLimit::default() })
     }
 
     /// The address that was really bound.
@@ -77,7 +79,11 @@ impl Listener for VsockListener {
             };
             match self.make_channel(socket, name_of(&peer)) {
                 Ok(channel) => return Ok(channel),
-                Err(error) => tracing::warn!(%error, "a connection was dropped"),
+                Err(error) => {
+                    if let Some(unsaid) = self.log.say() {
+                        tracing::warn!(%error, unsaid, "a connection was dropped");
+                    }
+                }
             }
         }
     }

@@ -1,12 +1,21 @@
 //! What a failed accept means: the kernel hands on what went wrong with the connection it would have answered.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    log_limit::LogLimit,
+};
 
 /// How long accepting rests when this process or the system has no descriptor or memory left: long enough to load
 /// nothing, short beside any deadline.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+static LOG: LazyLock<Mutex<LogLimit>> = LazyLock::new(Mutex::default);
 
 /// How far an error of accept(2) reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +64,11 @@ impl AcceptFailure {
                 Ok(())
             }
             Self::Exhausted => {
-                tracing::warn!(%error, "cannot accept now, trying again");
+                // Several listeners of a process run out of the same.
+                let said = LOG.lock().unwrap_or_else(PoisonError::into_inner).say();
+                if let Some(unsaid) = said {
+                    tracing::warn!(%error, unsaid, "cannot accept now, trying again");
+                }
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 Ok(())
             }
