@@ -208,6 +208,7 @@ impl<T> Recording<T> {
             hooks: Some(Box::new(hooks)),
             capabilities: channel.capabilities(),
             endpoint: channel.endpoint().clone(),
+            peer: channel.peer(),
         })
     }
 }
