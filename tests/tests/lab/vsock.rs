@@ -10,6 +10,7 @@ use mig_tests::qemu::{Binary, Release, Seen, Setup, text};
 use mig_tests::report::Cell;
 use mig_tests::scratch::Scratch;
 use mig_tests::stream;
+use mig_tests::tls::{Authority, Endpoint};
 
 use crate::in_the_lab;
 
@@ -68,7 +69,12 @@ enum How {
     ReturnPath,
     /// With an answer, too.
     DataChannels,
+    /// The same.
+    Tls,
 }
+
+/// A context id is no name: what the destination's certificate must have is said beside the address.
+const NAME: &str = "localhost";
 
 /// The feature's name in docs/interop.md.
 fn feature(how: How) -> &'static str {
@@ -76,6 +82,7 @@ fn feature(how: How) -> &'static str {
         How::Plain => "plain",
         How::ReturnPath => "return path",
         How::DataChannels => "multifd, 2 channels, return path",
+        How::Tls => "TLS, return path",
     }
 }
 
@@ -93,17 +100,25 @@ fn arrives(binary: &Binary, how: How) {
     let return_path = how != How::Plain;
     let multifd: &[&str] = match how {
         How::DataChannels => &["--multifd", "2"],
-        How::Plain | How::ReturnPath => &[],
+        How::Plain | How::ReturnPath | How::Tls => &[],
     };
+    let certificates = (how == How::Tls).then(|| Authority::new("lab").both(scratch.path("tls")));
+    let tls = certificates.as_deref().map(|dir| ["--tls-creds", text(dir)]);
+    let tls = tls.as_ref().map_or(&[][..], <[_; 2]>::as_slice);
+    let named: &[&str] = if tls.is_empty() { &[] } else { &["--tls-hostname", NAME] };
     let mut source = setup.source("source");
     // Stopped: emulated twice over, a running guest would not let its memory go within any downtime. Nor can QEMU 7.2 lose
     // track of what a guest writes that does not run.
     source.stop();
     source.set_capability("return-path", return_path);
     source.set_capability("multifd", how == How::DataChannels);
+    if let Some(dir) = &certificates {
+        source.tls_x509(dir, Endpoint::Client);
+        source.tls_hostname(NAME);
+    }
     let address = uri();
     let words = ["recv", &address, "--save", text(&saved), "--json"];
-    let mut recv = Mig::start("recv", &[&words[..], multifd].concat());
+    let mut recv = Mig::start("recv", &[&words[..], multifd, tls].concat());
     source.migrate(&recv.listening());
     source.completed();
     recv.succeeds();
@@ -111,11 +126,14 @@ fn arrives(binary: &Binary, how: How) {
 
     let mut destination = setup.destination("destination");
     destination.set_capability("multifd", how == How::DataChannels);
+    if let Some(dir) = &certificates {
+        destination.tls_x509(dir, Endpoint::Server);
+    }
     let uri = uri();
     destination.incoming(&uri);
     let flag = if return_path { "--return-path" } else { "--no-return-path" };
     let words = ["send", text(&saved), &uri, flag, "--json"];
-    let mut send = Mig::start("send", &[&words[..], multifd].concat());
+    let mut send = Mig::start("send", &[&words[..], multifd, tls, named].concat());
     destination.completed();
     send.succeeds();
     assert_eq!(send.last_json()["confirmed"], return_path);
@@ -135,6 +153,16 @@ fn installed_return_path() {
 #[test]
 fn installed_data_channels() {
     in_the_lab(|| qemu_and_mig(Release::Installed, How::DataChannels));
+}
+
+#[test]
+fn installed_tls() {
+    in_the_lab(|| qemu_and_mig(Release::Installed, How::Tls));
+}
+
+#[test]
+fn unpacked_tls() {
+    in_the_lab(|| qemu_and_mig(Release::Unpacked, How::Tls));
 }
 
 #[test]
