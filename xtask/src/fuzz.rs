@@ -195,8 +195,9 @@ impl<'r> Fuzz<'r> {
             .args(["-set_cover_merge=1", "-use_counters=0", "-max_len=512"])
             .args([&minimal, &kept, &grown]);
         run_quietly(&mut merge)?;
-        fs::remove_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
-        make(&kept)?;
+        for file in entries(&kept)?.into_iter().filter(|file| is_libfuzzers(file)) {
+            fs::remove_file(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        }
         for file in entries(&minimal)? {
             let name = file.file_name().ok_or("a file without a name")?;
             fs::copy(&file, kept.join(name)).map_err(|error| error.to_string())?;
@@ -245,6 +246,12 @@ fn make(directory: &Path) -> Result<(), String> {
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, String> {
     let read = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()));
     Ok(read?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect())
+}
+
+/// Whether libFuzzer named the file, by a hash. Other names were given by somebody, who wants the file kept.
+fn is_libfuzzers(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn tail(text: &str, lines: usize) -> String {

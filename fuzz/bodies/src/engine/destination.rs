@@ -4,7 +4,7 @@
 //!   0 options │ then events: which, and what belongs to it
 //! ```
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use mig_engine::{Capabilities, Destination, Owner, Parameters};
 use mig_proto::return_path::Message;
@@ -49,7 +49,12 @@ pub fn destination(data: &[u8]) {
         .with_deadlines(clock.deadlines());
     let handle = destination.handle();
     let (mut listener, door) = Arriving::new();
-    let mut peer = Peer::new(door, if options & NARROW == 0 { 64 * 1024 } else { 7 });
+    let longest_wait = match clock {
+        Clock::Paused => Duration::from_secs(700),
+        Clock::Real => Duration::from_millis(8),
+    };
+    let buffer_bytes = if options & NARROW == 0 { 64 * 1024 } else { 7 };
+    let mut peer = Peer::new(door, buffer_bytes, longest_wait);
     let (outcome, said) = clock.run(async {
         let playing = async {
             peer.play(script, &handle).await;
@@ -97,6 +102,7 @@ pub(crate) fn placing() -> PlacementOptions {
 struct Peer {
     door: mpsc::UnboundedSender<mig_transport::Channel>,
     buffer_bytes: usize,
+    longest_wait: Duration,
     /// Channels it opened; a half that was given up is none.
     channels: Vec<(Option<Sender>, Option<Receiver>)>,
     said: Vec<u8>,
@@ -105,8 +111,13 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(door: mpsc::UnboundedSender<mig_transport::Channel>, buffer_bytes: usize) -> Self {
-        Self { door, buffer_bytes, channels: Vec::new(), said: Vec::new(), deaf: false }
+    fn new(
+        door: mpsc::UnboundedSender<mig_transport::Channel>,
+        buffer_bytes: usize,
+        longest_wait: Duration,
+    ) -> Self {
+        let (channels, said) = (Vec::new(), Vec::new());
+        Self { door, buffer_bytes, longest_wait, channels, said, deaf: false }
     }
 
     fn open(&mut self) {
@@ -140,9 +151,7 @@ impl Peer {
                 }
                 6 => {
                     let wait = wait(next(&mut script).unwrap_or(0));
-                    if self.buffer_bytes > 7 {
-                        tokio::time::sleep(wait.min(std::time::Duration::from_secs(700))).await;
-                    }
+                    tokio::time::sleep(wait.min(self.longest_wait)).await;
                 }
                 7 if self.channels.len() < 6 => self.open(),
                 8 => handle.cancel(),
