@@ -104,14 +104,13 @@ impl Hooks {
         attend(self.idle.as_ref(), "waiting for the transport to put pages in place", closed).await
     }
 
-    /// Serves the window of a HOOK record that ends at `end`, which must be the last byte that came: what the transport
-    /// does and what the stream says must not overtake each other.
+    /// Serves the window of a HOOK record that ends at `end`, which must be the last byte that came, so that nothing is
+    /// [`behind`](bytes_behind) it: what the transport does and what the stream says must not overtake each other.
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: drop the hooks.
-    pub(crate) async fn serve(&mut self, end: u64, reader: &StreamReader) -> Result<()> {
-        let behind = reader.position().saturating_sub(end) + reader.buffer().len() as u64;
+    pub(crate) async fn serve(&mut self, end: u64, behind: u64) -> Result<()> {
         if behind > 0 {
             return Err(Error::peer_misbehaved(format!(
                 "{behind} bytes follow the HOOK record at once: it must be the last of its message"
@@ -131,6 +130,11 @@ impl Hooks {
         let released = self.hooks.release();
         attend(self.idle.as_ref(), "taking guest memory back from the transport", released).await
     }
+}
+
+/// How many bytes of the stream came after its position `end`.
+pub(crate) fn bytes_behind(reader: &StreamReader, end: u64) -> u64 {
+    reader.position().saturating_sub(end) + reader.buffer().len() as u64
 }
 
 /// # Cancel safety

@@ -10,7 +10,7 @@ use crate::{
     answers::Answers,
     error::{Error, Result},
     handle::Shared,
-    hooks::Hooks,
+    hooks::{Hooks, bytes_behind},
     multifd::receive::{Beside, DeviceState, DeviceStates},
     walk::{InputEnd, StreamWalk},
 };
@@ -106,7 +106,8 @@ impl Load<'_> {
         if !std::mem::replace(registered, true) {
             self.hooks.register(loader.hook_blocks()).await?;
         }
-        self.hooks.serve(end, self.reader).await
+        let behind = bytes_behind(self.reader, end);
+        self.hooks.serve(end, behind).await
     }
 
     /// Waits for the data channels, if main came to a mark; answers whether it did.

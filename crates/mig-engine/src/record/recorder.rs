@@ -14,7 +14,7 @@ use crate::{
     destination::{BYTES, HANGING_UP, SOURCE, TELLING},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
-    hooks::Hooks,
+    hooks::{Hooks, bytes_behind},
     multifd::receive::{Beside, DataChannels},
     parameters::{MultifdOptions, Parameters},
     record::{
@@ -418,7 +418,8 @@ impl Session<'_, '_> {
         if !std::mem::replace(&mut memory.registered, true) {
             self.hooks.register(memory.held().hook_blocks()).await?;
         }
-        self.hooks.serve(end, &self.reader).await
+        let behind = bytes_behind(&self.reader, end);
+        self.hooks.serve(end, behind).await
     }
 
     /// Waits for the data channels, if main came to a mark; answers whether it did.

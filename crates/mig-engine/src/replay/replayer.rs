@@ -292,7 +292,7 @@ impl Replayer {
     }
 
     async fn open(
-        &self,
+        &mut self,
         shared: &Shared,
         connector: &dyn Connector,
     ) -> Result<(Stream, StreamWriter, Option<ReturnPath>)> {

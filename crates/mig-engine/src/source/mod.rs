@@ -626,7 +626,8 @@ impl Job<'_> {
     async fn wait_to_continue(&mut self) -> Result<()> {
         let told = self.shared.told_to_continue();
         let Some(heartbeat) = &mut self.heartbeat else {
-            return self.wait_in_silence(told).await;
+            wait_in_silence(told, self.idle.as_deref()).await;
+            return Ok(());
         };
         let waited = tokio::select! {
             biased;
@@ -636,26 +637,6 @@ impl Job<'_> {
         waited?;
         // What was being said when the word came is said to its end.
         Ok(self.out.flush().await?)
-    }
-
-    /// The wire is silent for as long as the operator thinks: that is no dead link.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    async fn wait_in_silence(&self, told: impl Future<Output = ()>) -> Result<()> {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        let mut told = pin!(told);
-        loop {
-            tokio::select! {
-                () = &mut told => return Ok(()),
-                _ = tick.tick() => {
-                    if let Some(idle) = &self.idle {
-                        idle.touch();
-                    }
-                }
-            }
-        }
     }
 
     /// The last pages, the devices, the end.
@@ -799,5 +780,25 @@ fn ram_section(kind: SectionKind) -> SectionHeader<'static> {
         idstr: Name::new(b"ram").expect("three bytes"),
         instance_id: 0,
         version_id: RAM_VERSION,
+    }
+}
+
+/// The wire is silent for as long as the operator thinks: that is no dead link.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+async fn wait_in_silence(told: impl Future<Output = ()>, idle: Option<&IdleClock>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut told = pin!(told);
+    loop {
+        tokio::select! {
+            () = &mut told => return,
+            _ = tick.tick() => {
+                if let Some(idle) = idle {
+                    idle.touch();
+                }
+            }
+        }
     }
 }

@@ -24,6 +24,7 @@ mod multifd_source_stored;
 mod multifd_source_wire;
 mod multifd_wire;
 mod scripted;
+mod spawned;
 mod stored;
 mod strangers;
 mod support;
