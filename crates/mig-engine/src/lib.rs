@@ -27,6 +27,7 @@ mod record;
 mod replay;
 mod source;
 mod statistics;
+mod sync;
 mod walk;
 mod zero_copy;
 

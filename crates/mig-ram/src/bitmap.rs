@@ -9,10 +9,9 @@
 //! word it touches, so a bit set by one thread while another takes the word is seen either now or next time, never
 //! lost. Bits past the last page are never set. Indexes past the end are a bug of the caller and panic.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::fmt;
+
+use crate::sync::{AtomicU64, Ordering};
 
 const BITS: usize = u64::BITS as usize;
 
@@ -377,5 +376,60 @@ mod tests {
     #[should_panic(expected = "page 65 of 65")]
     fn a_page_past_the_end_is_a_bug() {
         DirtyBitmap::new(65).set(65);
+    }
+}
+
+#[cfg(all(test, modelled))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::{sync::atomic::AtomicU8, thread};
+
+    use super::*;
+    use crate::sync::model;
+
+    const PAGE: usize = 1;
+
+    /// The guest writes a page, then its bit is set; the source takes the bit, then reads the page. Whoever comes first,
+    /// the last bytes are either read or still marked. Seen to fail with the page read before the bit is taken, and with
+    /// relaxed orderings in `each_word` or in `set`.
+    #[test]
+    fn loom_a_write_is_read_or_still_marked() {
+        model(|| {
+            let bitmap = Arc::new(DirtyBitmap::new(2));
+            let page = Arc::new(AtomicU8::new(0));
+            // An earlier write, which marked it.
+            bitmap.set(PAGE);
+            let guest = {
+                let (bitmap, page) = (Arc::clone(&bitmap), Arc::clone(&page));
+                thread::spawn(move || {
+                    page.store(1, Ordering::Relaxed);
+                    bitmap.set(PAGE);
+                })
+            };
+            let taken = bitmap.take_next_run(0, 8);
+            let sent = page.load(Ordering::Relaxed);
+            guest.join().unwrap();
+            assert_eq!(taken, Some(Run { start: PAGE, len: 1 }));
+            assert!(sent == 1 || bitmap.test(PAGE), "the last write is lost");
+        });
+    }
+
+    /// The log is absorbed while the guest marks two pages, and again after it stopped: each mark arrives. Seen to fail
+    /// with a load and a store in place of the swap of `take_word`.
+    #[test]
+    fn loom_no_mark_is_lost_while_the_log_is_read() {
+        model(|| {
+            let log = Arc::new(DirtyBitmap::new(2));
+            let unsent = DirtyBitmap::new(2);
+            let guest = {
+                let log = Arc::clone(&log);
+                thread::spawn(move || u64::from(log.set(0)) + u64::from(log.set(1)))
+            };
+            let early = unsent.absorb(&log);
+            let marked = guest.join().unwrap();
+            assert_eq!((marked, early + unsent.absorb(&log)), (2, 2));
+            assert_eq!((unsent.count(), log.count()), (2, 0));
+        });
     }
 }

@@ -19,6 +19,7 @@ mod mapping;
 mod memory;
 mod placer;
 mod residency;
+mod sync;
 mod tracker;
 mod uffd;
 mod zero;

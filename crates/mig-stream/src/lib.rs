@@ -22,6 +22,7 @@ mod rate_limiter;
 mod reader;
 mod stop;
 mod stream;
+mod sync;
 mod writer;
 
 pub use mig_transport::ShutdownHandle;

@@ -1,13 +1,11 @@
 //! One rate for all channels of a migration.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
+use crate::{
+    pacer::{Grant, Pacer},
+    sync::{Mutex, MutexGuard, Notify, now, sleep_until},
 };
-
-use crate::pacer::{Grant, Pacer};
 
 /// A live-changeable rate that any number of writers share (docs/wire/transports.md §6); see [`Pacer`] for what it
 /// promises. Waiting needs a tokio runtime with its timer enabled; an unlimited one never waits.
@@ -63,9 +61,10 @@ impl RateLimiter {
             };
             let waiting = Waiting { limiter: self, grant };
             tokio::select! {
-                () = sleep_until(Instant::from_std(not_before)) => return waiting.arrived(),
+                biased;
                 // The old grant is void; dropping it gives nothing back.
                 () = changed => {}
+                () = sleep_until(not_before) => return waiting.arrived(),
             }
         }
     }
@@ -86,10 +85,6 @@ impl RateLimiter {
         // Arithmetic that cannot panic; a poisoned lock could only come from there.
         self.pacer.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }
 
 /// A grant whose time has not come; dropped before, it goes back.
@@ -114,8 +109,11 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::{sync::Arc, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_wait_gives_its_place_back() {
@@ -145,5 +143,63 @@ mod tests {
             assert_eq!(waiter.await.unwrap(), 1 << 20);
         }
         assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+}
+
+#[cfg(all(test, modelled))]
+mod models {
+    use std::{
+        future::{Future, poll_fn},
+        pin::pin,
+        sync::Arc,
+        task::Poll,
+    };
+
+    use loom::{future::block_on, thread};
+
+    use super::*;
+    use crate::sync::model;
+
+    /// Far more than a rate of one byte a second gives: only a change ends that wait.
+    const MUCH: usize = 1 << 20;
+
+    /// Seen to fail (a deadlock) with `notified` called after `take`, and with `notify_waiters` before `set_rate`.
+    #[test]
+    fn loom_a_change_is_never_slept_through() {
+        model(|| {
+            let limiter = Arc::new(RateLimiter::new(1));
+            let lane = {
+                let limiter = Arc::clone(&limiter);
+                thread::spawn(move || block_on(limiter.acquire(MUCH)).bytes)
+            };
+            let changing = {
+                let limiter = Arc::clone(&limiter);
+                thread::spawn(move || limiter.set_rate_bytes_per_sec(0))
+            };
+            assert_eq!(block_on(limiter.acquire(MUCH)).bytes, MUCH);
+            assert_eq!(lane.join().unwrap(), MUCH);
+            changing.join().unwrap();
+        });
+    }
+
+    /// A wait is dropped while the rate changes: what it had been granted under the old rate is none of the new one's.
+    /// Seen to fail with `give_back` blind to the grant's epoch.
+    #[test]
+    fn loom_an_old_grant_is_no_credit_under_a_new_rate() {
+        model(|| {
+            let limiter = Arc::new(RateLimiter::new(1_000_000));
+            let changing = {
+                let limiter = Arc::clone(&limiter);
+                thread::spawn(move || limiter.set_rate_bytes_per_sec(1))
+            };
+            block_on(async {
+                let mut waiting = pin!(limiter.acquire(2000));
+                // One poll, then it is dropped.
+                poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_ready())).await
+            });
+            changing.join().unwrap();
+            let grant = limiter.pacer().take(2000, now());
+            assert!(grant.bytes < 2000 && grant.not_before.is_some(), "{grant:?}");
+        });
     }
 }

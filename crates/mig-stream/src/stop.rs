@@ -1,8 +1,10 @@
 //! One handle that stops every channel of a migration.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use mig_transport::ShutdownHandle;
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// Stops a set of channels: from any task, any number of times. A channel that joins later is stopped on joining, so
 /// a stop can never be missed. Cheap to clone; clones share the set.
@@ -55,7 +57,7 @@ impl StopToken {
         self.set().stopped
     }
 
-    fn set(&self) -> std::sync::MutexGuard<'_, Set> {
+    fn set(&self) -> MutexGuard<'_, Set> {
         // Nothing panics while holding the lock, and the set is valid at every step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,5 +80,28 @@ mod tests {
         let late = Channel::new(ChannelParts::default()).shutdown_handle();
         token.add(late.clone());
         assert!(late.is_shutdown());
+    }
+}
+
+#[cfg(all(test, modelled))]
+mod models {
+    use loom::thread;
+    use mig_transport::{Channel, ChannelParts};
+
+    use super::*;
+    use crate::sync::model;
+
+    /// Seen to fail with `stopped` looked at under another lock than the one under which the channel is added.
+    #[test]
+    fn loom_a_channel_that_joins_is_stopped() {
+        model(|| {
+            let token = StopToken::new();
+            let other = token.clone();
+            let stopping = thread::spawn(move || other.stop());
+            let channel = Channel::new(ChannelParts::default()).shutdown_handle();
+            token.add(channel.clone());
+            stopping.join().unwrap();
+            assert!(channel.is_shutdown());
+        });
     }
 }

@@ -27,6 +27,7 @@ mod peer;
 mod region;
 mod shutdown;
 mod sigpipe;
+mod sync;
 mod zero_copy;
 
 pub use crate::{

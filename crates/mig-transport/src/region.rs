@@ -481,6 +481,9 @@ unsafe impl Region for VecRegion {
 }
 
 #[cfg(test)]
+mod fences;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,14 +2,11 @@
 
 use std::{
     error, fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use atomic_waker::AtomicWaker;
+use crate::sync::{AtomicBool, AtomicWaker, Ordering};
 
 /// What a backend does, beside waking both halves, when its channel is stopped: shut the socket down, end the child.
 pub trait ForceShutdown: Send + Sync {
@@ -110,4 +107,75 @@ impl error::Error for Stopped {}
 
 fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, Stopped)
+}
+
+#[cfg(all(test, modelled))]
+mod models {
+    use std::{future::poll_fn, sync::atomic::AtomicUsize};
+
+    use loom::{future::block_on, thread};
+
+    use super::*;
+    use crate::sync::model;
+
+    /// Sleeps until the channel is stopped, as a half does for which no byte comes.
+    fn sleep(handle: &ShutdownHandle, half: Half) {
+        block_on(poll_fn(|cx| match handle.check(half, cx) {
+            Ok(()) => Poll::Pending,
+            Err(_stopped) => Poll::Ready(()),
+        }));
+    }
+
+    /// Counts how often it was asked. The count is no part of what is modelled.
+    struct Counting(Arc<AtomicUsize>);
+
+    impl ForceShutdown for Counting {
+        fn force_shutdown(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Seen to fail (a deadlock) without the second look in `check`, and with `wake` before `stopped` is set.
+    #[test]
+    fn loom_a_stop_wakes_both_halves() {
+        model(|| {
+            let handle = ShutdownHandle::new(None);
+            let (stopper, sender) = (handle.clone(), handle.clone());
+            let stopping = thread::spawn(move || stopper.shutdown());
+            let sending = thread::spawn(move || sleep(&sender, Half::Sender));
+            sleep(&handle, Half::Receiver);
+            sending.join().unwrap();
+            stopping.join().unwrap();
+        });
+    }
+
+    /// Seen to fail (forced twice) with a load and a store in place of the swap.
+    #[test]
+    fn loom_two_stops_force_once() {
+        model(|| {
+            let forced = Arc::new(AtomicUsize::new(0));
+            let handle = ShutdownHandle::new(Some(Box::new(Counting(Arc::clone(&forced)))));
+            let other = handle.clone();
+            let stopping = thread::spawn(move || other.shutdown());
+            handle.shutdown();
+            stopping.join().unwrap();
+            assert_eq!(forced.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    /// A half has waited in one task and goes to another thread's (`rehome`) while somebody stops the channel. Seen to
+    /// fail (a deadlock) when `check` registers in a half's first poll only.
+    #[test]
+    fn loom_a_stop_finds_a_half_that_moves() {
+        model(|| {
+            let handle = ShutdownHandle::new(None);
+            let stopper = handle.clone();
+            let stopping = thread::spawn(move || stopper.shutdown());
+            // One poll here, and no more.
+            block_on(poll_fn(|cx| Poll::Ready(handle.check(Half::Receiver, cx).is_ok())));
+            let moved = thread::spawn(move || sleep(&handle, Half::Receiver));
+            moved.join().unwrap();
+            stopping.join().unwrap();
+        });
+    }
 }

@@ -12,18 +12,24 @@
 //!
 //! The first failure of any channel is kept, wakes everybody, and ends the migration.
 
+#[cfg(all(test, modelled))]
+mod models;
+mod state;
+
 use std::{
-    fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use mig_ram::PAGE_SIZE;
 use mig_transport::Blame;
-use tokio::sync::watch;
 
+use self::state::{Progress, State};
 use super::layout::Layout;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sync::{Mutex, timeout, watch},
+};
 
 /// How long a thread may take to notice what the kernel knows already.
 const NOTICE: Duration = Duration::from_millis(100);
@@ -33,40 +39,6 @@ const NOTICE: Duration = Duration::from_millis(100);
 pub(crate) struct Hub {
     state: watch::Sender<State>,
     failure: Mutex<Option<Error>>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// By channel number; as many as are expected.
-    channels: Vec<Progress>,
-    layout: Option<Arc<Layout>>,
-    /// Channels may come that are not yet among them, and each counts once main spoke of it.
-    any_number: bool,
-    /// Marks that were passed.
-    released: u64,
-    /// Main waits at a mark.
-    at_mark: bool,
-    /// The stream is over, and the guest waits for device state.
-    wants_state: bool,
-    /// SWITCHOVER_START came.
-    switchover: bool,
-    /// The last section of `ram` began: there may be no further mark.
-    end_began: bool,
-    /// Nothing more may land, but for what channels have begun.
-    closed: bool,
-    failed: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    here: bool,
-    /// Marks that had been passed when main spoke of it: it takes part in those that follow. `None` before.
-    joined: Option<u64>,
-    /// SYNCs that came.
-    delivered: u64,
-    /// Pages came since the last of them.
-    unsynced: bool,
-    ended: bool,
 }
 
 impl Hub {
@@ -141,7 +113,7 @@ impl Hub {
         let vacant = watching.wait_for(|state| {
             state.channels.get(usize::from(id)).is_some_and(|channel| !channel.here)
         });
-        tokio::time::timeout(NOTICE, vacant).await.is_ok()
+        timeout(NOTICE, vacant).await.is_ok()
     }
 
     // What main says.
@@ -208,7 +180,7 @@ impl Hub {
         let mut watching = self.state.subscribe();
         self.state.send_modify(|state| state.at_mark = true);
         let all_here = watching.wait_for(State::all_are_here);
-        if tokio::time::timeout(arrival, all_here).await.is_err() {
+        if timeout(arrival, all_here).await.is_err() {
             let missing = self.state.borrow().missing().unwrap_or_default();
             return Err(Error::peer_incompatible(format!(
                 "the source goes on, and of its data channels {missing}, after {arrival:?}: set multifd, and the same \
@@ -437,71 +409,6 @@ impl Hub {
                 change(channel);
             }
         });
-    }
-}
-
-impl Progress {
-    /// Whether the mark after `released` others has to wait for its SYNC.
-    fn is_late(&self, released: u64) -> bool {
-        self.joined.is_some_and(|joined| joined + self.delivered <= released)
-    }
-}
-
-impl State {
-    /// Has places for so many channels, at least.
-    fn make_room(&mut self, channels: usize) {
-        let channels = channels.max(self.channels.len());
-        self.channels.resize(channels, Progress::default());
-    }
-
-    /// Whether all those have come of which main spoke.
-    fn all_are_here(&self) -> bool {
-        self.channels.iter().all(|channel| channel.here || channel.joined.is_none())
-    }
-
-    /// Whether the next mark can be passed, or the channel because of which it never can.
-    fn mark_is_due(&self) -> Option<Result<(), usize>> {
-        let mut all = true;
-        for (id, channel) in self.channels.iter().enumerate() {
-            if channel.is_late(self.released) {
-                if channel.ended {
-                    return Some(Err(id));
-                }
-                all = false;
-            }
-        }
-        all.then_some(Ok(()))
-    }
-
-    /// Who keeps the next mark waiting, in words.
-    fn missing(&self) -> Option<String> {
-        let late: Vec<_> = (0..)
-            .zip(&self.channels)
-            .filter(|(_, channel)| {
-                channel.joined.is_some_and(|joined| joined + channel.delivered <= self.released)
-            })
-            .collect();
-        let absent = late.iter().filter(|(_, channel)| !channel.here).count();
-        let mut words = String::new();
-        if absent > 0 {
-            let all = self.channels.len();
-            // Writing to a string cannot fail.
-            let _written = write!(words, "{} of {all} have come", all - absent);
-        }
-        let mut list = |what: &str, here: bool| {
-            let ids: Vec<String> = late
-                .iter()
-                .filter(|(_, channel)| channel.here == here)
-                .map(|(id, _): &(usize, _)| id.to_string())
-                .collect();
-            if !ids.is_empty() {
-                let comma = if words.is_empty() { "" } else { ", " };
-                let _written = write!(words, "{comma}{what} {}", ids.join(", "));
-            }
-        };
-        list("not connected:", false);
-        list("no SYNC from", true);
-        (!words.is_empty()).then_some(words)
     }
 }
 
