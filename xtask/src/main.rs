@@ -7,6 +7,7 @@
 //!   fuzz    libFuzzer over the targets of fuzz/, a few seconds each or one for as long as it likes
 //!   ci      fmt ─▶ clippy ─▶ doc ─▶ floors ─▶ test
 //!   faults  the suite `faults` alone, every byte of it, for docs/faults.md
+//!   models, sanitize, soak   parts of test, alone; the soak at full length
 //!   floors  dependency arrows between our crates point downwards only
 //! ```
 
@@ -18,9 +19,12 @@ mod floors;
 mod fuzz;
 mod interop;
 mod lab;
+mod models;
 mod provide;
 mod repository;
+mod sanitize;
 mod second_qemu;
+mod soak;
 mod summary;
 mod test;
 
@@ -40,6 +44,9 @@ usage: cargo xtask TASK
   fuzz --minimize TARGET
                      put what such a run has learned into fuzz/corpus, as few files as cover the same
   ci                 fmt, clippy, doc, floors, then test
+  models             what threads share, in every order of events (loom); part of test
+  sanitize           the rooms with unsafe code under the address sanitizer; part of test
+  soak               10 000 small migrations in one process: does anything grow? test runs a few hundred
   floors             check that dependencies between our crates only point downwards";
 
 fn main() -> ExitCode {
@@ -57,6 +64,9 @@ fn main() -> ExitCode {
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
         ["faults"] => told(test::run_faults(&repository)),
         ["fuzz", words @ ..] => told(fuzz::command(&repository, words)),
+        ["models"] => told(models::run(&repository)),
+        ["sanitize"] => told(sanitize::run(&repository)),
+        ["soak"] => told(soak::run(&repository)),
         ["floors"] => told(floors::check(&repository)),
         ["ci"] => told(ci(&repository)),
         _ => {

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, counted, with the skipped ones named.
 //!
-//! The order: provide ─▶ build `mig` ─▶ unit, crate and scenario tests ─▶ documentation tests ─▶ fuzz targets,
-//! a few seconds each ─▶ the lab's tests, in one virtual machine ─▶ summary. A failing
+//! The order: provide ─▶ build `mig` ─▶ unit, crate and scenario tests ─▶ documentation tests ─▶ models ─▶ the rooms with
+//! unsafe code, sanitized ─▶ fuzz targets, a few seconds each ─▶ the lab's tests, in one virtual machine ─▶ summary. A failing
 //! test does not stop the rest. The last line has the counts.
 
 use std::ffi::{OsStr, OsString};
@@ -16,8 +16,10 @@ use crate::fuzz;
 use crate::interop;
 use crate::lab::Lab;
 use crate::lab::stage::{self, Outcome};
+use crate::models;
 use crate::provide::{self, Network};
 use crate::repository::Repository;
+use crate::sanitize;
 use crate::second_qemu::{self, SecondQemu};
 use crate::summary::{Counts, Notes};
 
@@ -32,6 +34,16 @@ pub(crate) fn run(repository: &Repository, network: Network) -> Result<(), Strin
             Ok(true) => {}
             Ok(false) => tally.broken.push(format!("cargo {} failed", arguments.join(" "))),
             Err(error) => tally.broken.push(error),
+        }
+    }
+    for (part, run) in [
+        ("models", models::run_counted as fn(&Repository, &mut Counts) -> Result<bool, String>),
+        ("sanitize", sanitize::run_counted),
+    ] {
+        match run(repository, &mut tally.counts) {
+            Ok(true) => {}
+            Ok(false) => tally.broken.push(format!("cargo xtask {part} failed")),
+            Err(error) => tally.broken.push(format!("{part}: {error}")),
         }
     }
     tally.notes = Notes::read(&suite.skips, &repository.root.join("tests/not-applicable.toml"));
@@ -204,7 +216,7 @@ fn commands(repository: &Repository, with_keys: bool) -> Vec<&'static [&'static 
 }
 
 /// Runs one cargo command, showing and counting its output; whether it succeeded.
-fn counted(
+pub(crate) fn counted(
     repository: &Repository,
     arguments: &[&str],
     environment: &[(&str, &OsStr)],
