@@ -17,9 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use mig_transport::{
-    Channel, Error, Listener, LogLimit, Peer, Result, address::InetAddress,
-};
+use mig_transport::{Channel, Error, Listener, LogLimit, Peer, Result, address::InetAddress};
 use tokio::{
     sync::oneshot,
     task::{AbortHandle, JoinSet},
