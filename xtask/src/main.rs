@@ -37,7 +37,7 @@ usage: cargo xtask TASK
   test --lab [WORD…] only the tests of the lab; WORDs are for their runner: a filter, --nocapture
   lab [--timeout SECONDS] [--memory 4G] [--cpus 2] [--offline] -- COMMAND…
                      run COMMAND as root, here, in a throw-away virtual machine with a soft-RoCE device
-  faults             the suite of faults with every byte tried instead of a sample, and docs/faults.md
+  faults [--sample]  the suite of faults, every byte tried (--sample: as many as in `test`), and docs/faults.md
   fuzz               libFuzzer over each target of fuzz/ for a few seconds, as `test` does
   fuzz TARGET [-- libFuzzer's arguments]
                      over one of them until it finds something; `fuzz --list` names them
@@ -62,7 +62,8 @@ fn main() -> ExitCode {
         ["test", "--lab", ..] => told(test::run_lab(&repository, &given[2..])),
         ["test"] => told(test::run(&repository, provide::Network::Allowed)),
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
-        ["faults"] => told(test::run_faults(&repository)),
+        ["faults"] => told(test::run_faults(&repository, true)),
+        ["faults", "--sample"] => told(test::run_faults(&repository, false)),
         ["fuzz", words @ ..] => told(fuzz::command(&repository, words)),
         ["models"] => told(models::run(&repository)),
         ["sanitize"] => told(sanitize::run(&repository)),

@@ -55,11 +55,14 @@ pub(crate) fn run(repository: &Repository, network: Network) -> Result<(), Strin
     tally.conclude()
 }
 
-/// The suite of faults alone, all of it; what it comes to is kept in docs/.
-pub(crate) fn run_faults(repository: &Repository) -> Result<(), String> {
-    let suite = Suite::prepare(repository, Network::Allowed)?;
+/// The suite of faults alone, here and in the lab; what it comes to is kept in docs/. All of it, or what a run of all
+/// tests takes of it, too.
+pub(crate) fn run_faults(repository: &Repository, all: bool) -> Result<(), String> {
+    let suite = Suite::with(repository, SecondQemu::NotOffered("not needed here".to_owned()))?;
     let mut environment = suite.environment();
-    environment.push(("MIG_FAULTS", "all".as_ref()));
+    if all {
+        environment.push(("MIG_FAULTS", "all".as_ref()));
+    }
     let mut tally = Tally::default();
     let arguments =
         ["test", "-p", "mig-tests", "--test", "faults", "--", "--nocapture", "--test-threads=1"];
@@ -115,6 +118,12 @@ struct Suite {
 impl Suite {
     fn prepare(repository: &Repository, network: Network) -> Result<Self, String> {
         let second_qemu = second_qemu::provide(repository, network);
+        let with_keys = build_with_keys(repository)
+            .inspect_err(|why| eprintln!("xtask: no mig with pre-shared keys: {why}"));
+        Ok(Self { with_keys: with_keys.ok(), ..Self::with(repository, second_qemu)? })
+    }
+
+    fn with(repository: &Repository, second_qemu: SecondQemu) -> Result<Self, String> {
         match &second_qemu {
             SecondQemu::Ready(_) => {}
             SecondQemu::NotOffered(why) => eprintln!("xtask: no second QEMU: {why}"),
@@ -122,13 +131,11 @@ impl Suite {
                 eprintln!("xtask: no second QEMU, though it should be: {why}");
             }
         }
-        let with_keys = build_with_keys(repository)
-            .inspect_err(|why| eprintln!("xtask: no mig with pre-shared keys: {why}"));
         // The scenarios run the debug binary: arithmetic overflow and debug assertions are checked against real peers.
         repository.cargo(&["build", "--quiet", "-p", "mig-cli"], &[])?;
         let suite = Self {
             binary: repository.target.join("debug/mig"),
-            with_keys: with_keys.ok(),
+            with_keys: None,
             skips: repository.target.join("test-skips.tsv"),
             results: repository.target.join("interop-results.jsonl"),
             faults: repository.target.join("fault-results.jsonl"),

@@ -4,6 +4,8 @@ use std::fmt;
 
 use mig_testkit::faults::{Act, ByteAct, Fault, Faults, LinkFault, Operation};
 
+use crate::live::Mode;
+
 /// Which end's transport is disturbed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -98,10 +100,28 @@ impl Trouble {
         }
     }
 
-    /// A connection that breaks before it said a word may be anybody's: the destination goes on waiting for its source.
-    pub(crate) fn is_a_strangers(&self) -> bool {
+    /// A connection that breaks before it said who it is may be anybody's: the destination goes on waiting for its
+    /// source. It also listens on when it has all that it needs.
+    pub(crate) fn is_a_strangers(&self, mode: Mode) -> bool {
         let Self::At(end, Fault::Operation { operation, nth, .. }) = self else { return false };
-        (*end, *operation, *nth) == (End::Destination, Operation::Read, 0)
+        // The words of TLS, or the 64 bytes of a data channel.
+        let handshake = if mode.has_tls() { 3 } else { 1 };
+        *end == End::Destination
+            && match operation {
+                Operation::Read => *nth <= handshake,
+                Operation::Write => mode.has_tls() && *nth < handshake,
+                Operation::Accept => true,
+                _ => false,
+            }
+    }
+
+    pub(crate) fn is_on_a_data_channel(&self) -> bool {
+        matches!(self, Self::At(_, Fault::Operation { channel: 1.., .. }))
+    }
+
+    /// Whether it never came to its turn.
+    pub(crate) fn missed(&self, faults: &[Faults; 2]) -> bool {
+        self.end().is_some_and(|end| !faults[usize::from(end == End::Destination)].struck())
     }
 
     /// The faults of one end.
@@ -112,13 +132,9 @@ impl Trouble {
         }
     }
 
-    /// Whether nothing but what the link itself made is left in the directory.
-    pub(crate) fn link_leaves(&self, names: &[String]) -> bool {
-        match self {
-            Self::Link(_) => names.iter().all(|name| name == "l"),
-            Self::At(..) if self.kind() == Kind::Reset => names.iter().all(|name| name == "l"),
-            Self::At(..) => names.is_empty(),
-        }
+    /// The link's own socket may stay where it was.
+    pub(crate) fn leaves(&self, name: &str) -> bool {
+        name == "l" && !matches!(self.link(), LinkFault::None)
     }
 
     pub(crate) fn link(&self) -> LinkFault {
@@ -146,16 +162,22 @@ impl fmt::Display for Trouble {
 }
 
 /// Everything that is tried, given what both ends did without trouble.
-pub(crate) fn all(source: &Faults, destination: &Faults, has_link: bool) -> Vec<Trouble> {
+/// One in `thin` of what is only a sample anyway.
+pub(crate) fn all(
+    source: &Faults,
+    destination: &Faults,
+    has_link: bool,
+    thin: u64,
+) -> Vec<Trouble> {
     let mut all = Vec::new();
     for (end, faults) in [(End::Source, source), (End::Destination, destination)] {
-        operations(&mut all, end, faults);
-        bytes(&mut all, end, faults);
+        operations(&mut all, end, faults, thin);
+        bytes(&mut all, end, faults, thin);
     }
     if has_link {
-        links(&mut all, source);
+        links(&mut all, source, thin);
         for (end, faults) in [(End::Source, source), (End::Destination, destination)] {
-            resets(&mut all, end, faults);
+            resets(&mut all, end, faults, thin);
         }
     }
     let only = std::env::var("MIG_FAULTS_ONLY").unwrap_or_default();
@@ -168,11 +190,21 @@ pub(crate) fn long() -> bool {
     std::env::var_os("MIG_FAULTS").is_some_and(|word| word == "all")
 }
 
-fn operations(all: &mut Vec<Trouble>, end: End, faults: &Faults) {
+fn operations(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
     for ((channel, operation), count) in faults.counts() {
-        for nth in 0..count {
+        // The words at the beginning and the end are in the first and last ones; between them are pages.
+        let between = 8..count.saturating_sub(8);
+        let step = if long() { 1 } else { thin as usize };
+        for nth in (0..count).filter(|nth| !between.contains(nth) || nth % step == 0) {
             let errno = ERRNOS[all.len() % ERRNOS.len()];
             for act in [Act::Fail(errno), Act::Stall] {
+                if matches!(
+                    operation,
+                    Operation::DiskWrite | Operation::DiskSync | Operation::DiskCommit
+                ) && act == Act::Stall
+                {
+                    continue;
+                }
                 // A connector has a deadline of its own: that it returns is its promise.
                 if operation == Operation::Connect && act == Act::Stall {
                     continue;
@@ -188,14 +220,14 @@ fn operations(all: &mut Vec<Trouble>, end: End, faults: &Faults) {
     }
 }
 
-fn bytes(all: &mut Vec<Trouble>, end: End, faults: &Faults) {
+fn bytes(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
     for (channel, total) in faults.written() {
         let acts = [ByteAct::Truncate, ByteAct::HalfClose, ByteAct::Stall];
-        for (index, position) in positions(total, 23, 8).into_iter().enumerate() {
+        for (index, position) in positions(total, 23, 8, thin).into_iter().enumerate() {
             let act = acts[index % acts.len()];
             all.push(Trouble::At(end, Fault::Byte { channel, position, act }));
         }
-        for (index, position) in positions(total, 5, 64).into_iter().enumerate() {
+        for (index, position) in positions(total, 5, 64, thin).into_iter().enumerate() {
             let bit = (index % 8) as u8;
             let act = ByteAct::Flip(bit);
             all.push(Trouble::At(end, Fault::Byte { channel, position, act }));
@@ -205,9 +237,12 @@ fn bytes(all: &mut Vec<Trouble>, end: End, faults: &Faults) {
 
 /// Every `step`-th of the first and last bytes, where the words are, all of the last sixteen, and `between` of the
 /// pages in the middle.
-fn positions(total: u64, step: u64, between: u64) -> Vec<u64> {
+fn positions(total: u64, step: u64, between: u64, thin: u64) -> Vec<u64> {
     const WORDS: u64 = 400;
-    let step = if long() { 1 } else { step };
+    let (step, between) = match long() {
+        true => (1, 8 * between),
+        false => (step * thin, (between / thin).max(1)),
+    };
     let (head, tail) = (WORDS.min(total), total.saturating_sub(2 * WORDS));
     let middle = (tail.saturating_sub(head) / between).max(1) as usize;
     let mut all: Vec<u64> = (0..head).step_by(step as usize).collect();
@@ -220,18 +255,18 @@ fn positions(total: u64, step: u64, between: u64) -> Vec<u64> {
 }
 
 /// When an end is about to write a certain byte, all its connections are reset.
-fn resets(all: &mut Vec<Trouble>, end: End, faults: &Faults) {
+fn resets(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
     for (channel, total) in faults.written() {
-        for position in positions(total, 37, 32) {
+        for position in positions(total, 37, 32, thin) {
             all.push(Trouble::At(end, Fault::Byte { channel, position, act: ByteAct::Reset }));
         }
     }
 }
 
-fn links(all: &mut Vec<Trouble>, source: &Faults) {
+fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64) {
     let written = source.written();
     for (connection, total) in &written {
-        for after in positions(*total, 101, 8) {
+        for after in positions(*total, 101, 8, thin) {
             all.push(Trouble::Link(LinkFault::Reset { connection: *connection, after }));
         }
         if written.len() > 1 {

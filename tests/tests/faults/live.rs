@@ -1,8 +1,11 @@
 //! A small guest migrates between two ends in this process, a batch of cases at a time.
 
 use std::{
+    cell::RefCell,
+    io::Write,
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mig::{
@@ -15,10 +18,11 @@ use mig::{
     transport::RegionSlice,
 };
 use mig_testkit::{
-    faults::{Faults, FaultyConnector, FaultyListener, LinkFault},
+    faults::{Faults, LinkFault},
     pattern,
 };
 use mig_tests::{process::SLOWNESS, scratch::Scratch};
+use rustix::process::{Resource, Rlimit};
 use tokio::{
     sync::Semaphore,
     task::{JoinSet, LocalSet},
@@ -28,16 +32,21 @@ use crate::{
     cases::{self, End, Trouble},
     judge::{self, Word},
     leaks::Held,
+    stored,
     table::Tally,
     way::Way,
 };
 
 /// Cases under way at a time: most of them wait.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 128;
+/// How much more time a case has that is tried again by itself.
+const CALM: u32 = 8;
+/// Descriptors that so many may have open.
+const DESCRIPTORS: u64 = 8192;
 /// The longest an end may take; far beyond any deadline.
 const HANG: Duration = Duration::from_secs(60 * SLOWNESS);
 /// Bytes of an operation: not a divisor of anything, and small enough for some dozens of operations.
-const PIECE: usize = 4093;
+pub(crate) const PIECE: usize = 4093;
 
 /// What a migration is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +55,11 @@ pub(crate) enum Mode {
     ReturnPath,
     Multifd,
     MultifdZlib,
+    Tls,
+    TlsMultifd,
+    /// A stored stream is replayed and recorded.
+    Stored,
+    StoredMultifd,
 }
 
 impl Mode {
@@ -56,13 +70,36 @@ impl Mode {
             Self::ReturnPath => "return path",
             Self::Multifd => "multifd, 2 channels",
             Self::MultifdZlib => "multifd, 2 channels, zlib",
+            Self::Tls => "TLS, return path",
+            Self::TlsMultifd => "TLS, multifd, 2 channels",
+            Self::Stored => "send to recv --save",
+            Self::StoredMultifd => "send to recv --save, multifd, 2 channels",
         }
+    }
+
+    /// How much the sample of cases is thinned out where there are many bytes.
+    fn thin(self) -> u64 {
+        match self {
+            Self::Plain | Self::ReturnPath => 1,
+            Self::Stored | Self::Tls => 2,
+            Self::Multifd => 3,
+            Self::MultifdZlib | Self::StoredMultifd => 6,
+            Self::TlsMultifd => 8,
+        }
+    }
+
+    pub(crate) fn has_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::TlsMultifd)
+    }
+
+    fn is_stored(self) -> bool {
+        matches!(self, Self::Stored | Self::StoredMultifd)
     }
 
     fn capabilities(self) -> Capabilities {
         let mut capabilities = Capabilities::default();
         capabilities.return_path = self != Self::Plain;
-        capabilities.multifd = matches!(self, Self::Multifd | Self::MultifdZlib);
+        capabilities.multifd = matches!(self, Self::Multifd | Self::MultifdZlib | Self::TlsMultifd);
         capabilities
     }
 
@@ -77,12 +114,13 @@ impl Mode {
 }
 
 /// How long the waits of a case may be: all of them are cut short where something goes wrong.
-fn deadlines(all: Duration) -> Deadlines {
+pub(crate) fn deadlines(all: Duration) -> Deadlines {
     let mut deadlines = Deadlines::default();
     deadlines.first_byte = all;
     deadlines.idle = Some(all);
     deadlines.final_acknowledgement = all;
     deadlines.accept = Some(all);
+    deadlines.storage = all;
     deadlines
 }
 
@@ -112,6 +150,8 @@ impl Life {
 struct SmallGuest {
     life: Life,
     memory: Arc<RamBlocks>,
+    /// Says what happens to it.
+    talks: bool,
 }
 
 const PAGE: usize = 4096;
@@ -187,6 +227,9 @@ impl Guest for SmallGuest {
     }
 
     fn start(&mut self, _state: RunState) -> Result<(), GuestError> {
+        if self.talks {
+            say("guest started");
+        }
         self.life.change(|state| state.started = true);
         Ok(())
     }
@@ -210,20 +253,19 @@ async fn migrate(
     mode: Mode,
     patience: Duration,
     scratch: &Scratch,
-    mut faults: [Faults; 2],
+    faults: [Faults; 2],
     link: LinkFault,
 ) -> Ended {
-    let ends = way.ends(scratch.root(), patience, &link).await;
-    if let Some(link) = &ends.link {
-        faults = faults.map(|faults| faults.with_link(link));
-    }
-    let connector = FaultyConnector::new(ends.connector, &faults[0]);
-    let mut listener = FaultyListener::new(ends.listener, &faults[1]);
+    let (ends, faults) = way.faulty(scratch.root(), mode, patience, faults, &link).await;
+    let (connector, mut listener) = (ends.connector, ends.listener);
     let memories = [memory(), memory()];
     fill(&memories[0]);
     let lives = [Life::default(), Life::default()];
-    let guest =
-        |end: usize| SmallGuest { life: lives[end].clone(), memory: Arc::clone(&memories[end]) };
+    let guest = |end: usize| SmallGuest {
+        life: lives[end].clone(),
+        memory: Arc::clone(&memories[end]),
+        talks: false,
+    };
     let mut source = Source::new(memories[0].clone(), Box::new(guest(0)))
         .with_capabilities(mode.capabilities())
         .with_parameters(mode.parameters())
@@ -233,16 +275,19 @@ async fn migrate(
         .with_parameters(mode.parameters())
         .with_deadlines(deadlines(patience));
     let sending = async move {
-        let sent = source.run(&connector).await;
+        let sent = source.run(&*connector).await;
         drop(connector);
         sent
     };
     let receiving = async move {
-        let received = destination.run(&mut listener).await;
+        let received = destination.run(&mut *listener).await;
         drop(listener);
         received
     };
-    let (sent, received) = tokio::join!(sending, receiving);
+    let (sent, received) = match way.is_stored() {
+        true => (sending.await, receiving.await),
+        false => tokio::join!(sending, receiving),
+    };
     drop(ends.link);
     let [source, destination] = lives.map(|life| life.state());
     let same = contents(&memories[0]) == contents(&memories[1]) && destination.devices == devices();
@@ -252,13 +297,22 @@ async fn migrate(
 /// Counts, tries everything, and looks what is left behind.
 pub(crate) fn batch(way: Way, mode: Mode) {
     let _alone = crate::leaks::alone();
+    if !way.is_here() {
+        return;
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+    if limit.current.is_some_and(|now| now < wanted) {
+        let more = Rlimit { current: Some(wanted), ..limit };
+        rustix::process::setrlimit(Resource::Nofile, more).expect("within the hard limit");
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let tally = LocalSet::new().block_on(&runtime, async {
         // What is opened once in a process is open after this.
-        let counted = count(way, mode).await;
+        let batch = Rc::new(Batch::counted(way, mode).await);
         let held = Held::now();
-        let tally = try_all(way, mode, &counted).await;
+        let tally = batch.try_all().await;
         held.again().await;
         tally
     });
@@ -266,43 +320,182 @@ pub(crate) fn batch(way: Way, mode: Mode) {
     tally.conclude();
 }
 
-/// A migration without faults, which must succeed.
-async fn count(way: Way, mode: Mode) -> [Faults; 2] {
-    let scratch = Scratch::new();
-    let faults = [(); 2].map(|()| Faults::recording().in_pieces(PIECE));
-    let ended = migrate(way, mode, HANG, &scratch, faults, LinkFault::None).await;
-    ended.sent.expect("nothing went wrong");
-    ended.received.expect("nothing went wrong");
-    assert!(ended.same, "both ends have the same");
-    assert_eq!(scratch.names(), Vec::<String>::new(), "files are left");
-    ended.faults
+/// One transport in one mode.
+struct Batch {
+    way: Way,
+    mode: Mode,
+    /// What both ends did without faults.
+    counted: [Faults; 2],
+    /// The stream of a plain migration.
+    stream: Arc<Vec<u8>>,
+    /// The bytes of a main channel without which no destination can have everything.
+    verge: u64,
 }
 
-async fn try_all(way: Way, mode: Mode, counted: &[Faults; 2]) -> Tally {
-    let troubles = cases::all(&counted[0], &counted[1], way.has_link());
-    let verge = verge(&counted[0].recorded()[&0]);
-    let tally = Arc::new(Mutex::new(Tally::new(way.name(), mode.name())));
-    let room = Arc::new(Semaphore::new(AT_ONCE));
-    let mut running = JoinSet::new();
-    for trouble in troubles {
-        let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
-        let tally = Arc::clone(&tally);
-        running.spawn_local(async move {
-            let word = one(way, mode, &trouble, verge).await;
-            tally.lock().unwrap_or_else(PoisonError::into_inner).add(&trouble, word);
-            drop(permit);
-        });
+impl Batch {
+    /// A migration without faults, which must succeed.
+    async fn counted(way: Way, mode: Mode) -> Self {
+        let faults = || [(); 2].map(|()| Faults::recording().in_pieces(PIECE));
+        let scratch = Scratch::new();
+        let plain = if mode.is_stored() { Mode::Plain } else { mode };
+        let ended = migrate(way, plain, HANG, &scratch, faults(), LinkFault::None).await;
+        ended.sent.expect("nothing went wrong");
+        ended.received.expect("nothing went wrong");
+        assert!(ended.same, "both ends have the same");
+        let mut counted = ended.faults;
+        // TLS has more bytes than the stream in it.
+        let stream = match mode.has_tls() {
+            true => Vec::new(),
+            false => counted[0].recorded()[&0].clone(),
+        };
+        let stream = Arc::new(stream);
+        if mode.is_stored() {
+            let scratch = Scratch::new();
+            let input = Arc::clone(&stream);
+            let none = LinkFault::None;
+            let ended = stored::replay(way, mode, HANG, &scratch, faults(), none, input).await;
+            ended.sent.expect("nothing went wrong");
+            ended.kept.expect("nothing went wrong");
+            counted = ended.faults;
+        }
+        let verge = match mode.has_tls() {
+            true => 0,
+            false => verge(&counted[0].recorded()[&0]),
+        };
+        Self { way, mode, counted, stream, verge }
     }
-    while let Some(ended) = running.join_next().await {
-        ended.expect("a case does not panic");
+
+    async fn try_all(self: Rc<Self>) -> Tally {
+        let [source, destination] = &self.counted;
+        let thin = self.way.thin() * self.mode.thin();
+        let troubles = cases::all(source, destination, self.way.has_link(), thin);
+        let tally = Rc::new(RefCell::new(Tally::new(self.way.name(), self.mode.name())));
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let again = Rc::new(RefCell::new(Vec::new()));
+        let mut running = JoinSet::new();
+        for trouble in troubles {
+            let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
+            let (tally, batch) = (Rc::clone(&tally), Rc::clone(&self));
+            let again = Rc::clone(&again);
+            running.spawn_local(async move {
+                match batch.one(&trouble, 1).await {
+                    Err(why) if why.starts_with(judge::LOST) => again.borrow_mut().push(trouble),
+                    word => tally.borrow_mut().add(&trouble, word),
+                }
+                drop(permit);
+            });
+        }
+        while let Some(ended) = running.join_next().await {
+            ended.expect("a case does not panic");
+        }
+        for trouble in again.take() {
+            let word = self.one(&trouble, CALM).await;
+            tally.borrow_mut().add(&trouble, word);
+        }
+        Rc::into_inner(tally).expect("all cases are over").into_inner()
     }
-    Arc::into_inner(tally)
-        .expect("all cases are over")
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
+
+    async fn one(&self, trouble: &Trouble, times: u32) -> Result<Word, String> {
+        let scratch = Scratch::new();
+        let word = tokio::time::timeout(HANG, self.try_one(trouble, times, &scratch))
+            .await
+            .map_err(|_| format!("hung: no end within {HANG:?}"))??;
+        // What a thread that was left behind takes away is gone in a moment.
+        let mut left = scratch.names();
+        for _ in 0..100 {
+            left.retain(|name| !self.may_stay(trouble, name));
+            if left.is_empty() {
+                return Ok(word);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            left = scratch.names();
+        }
+        Err(format!("files are left: {left:?}"))
+    }
+
+    fn may_stay(&self, trouble: &Trouble, name: &str) -> bool {
+        self.way.leaves(name)
+            || trouble.leaves(name)
+            || (self.mode.is_stored() && name == stored::FILE)
+    }
+
+    async fn try_one(
+        &self,
+        trouble: &Trouble,
+        times: u32,
+        scratch: &Scratch,
+    ) -> Result<Word, String> {
+        let Self { way, mode, verge, .. } = *self;
+        let faults = [End::Source, End::Destination].map(|end| trouble.of(end).in_pieces(PIECE));
+        let (patience, link) = (times * judge::patience(trouble, way), trouble.link());
+        let begun = Instant::now();
+        let word = if mode.is_stored() {
+            let input = Arc::clone(&self.stream);
+            let ended = stored::replay(way, mode, patience, scratch, faults, link, input).await;
+            stored::judge(trouble, mode, &ended, scratch, &self.stream, verge)
+        } else {
+            let ended = migrate(way, mode, patience, scratch, faults, link).await;
+            judge::live(trouble, mode, &ended, verge)
+        };
+        if std::env::var_os("MIG_FAULTS_SHOW").is_some() {
+            eprintln!("{:?} {trouble}", begun.elapsed());
+        }
+        word
+    }
 }
 
-/// The bytes of a main channel without which no destination can have everything: up to the end of the items.
+/// The stream of a small guest, as a file has it.
+pub(crate) fn small_stream() -> Vec<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let (scratch, faults) = (Scratch::new(), [(); 2].map(|()| Faults::recording()));
+        let none = LinkFault::None;
+        let ended = migrate(Way::FdPipe, Mode::Plain, HANG, &scratch, faults, none).await;
+        ended.received.expect("nothing went wrong");
+        ended.faults[0].recorded()[&0].clone()
+    })
+}
+
+/// One end in a process of its own, which somebody kills: says on stdout what happens to it.
+pub(crate) fn end(which: &str, uri: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let memory = memory();
+    let guest = SmallGuest { life: Life::default(), memory: Arc::clone(&memory), talks: true };
+    let patience = Duration::from_secs(20 * SLOWNESS);
+    let mut parameters = Parameters::default();
+    // A quarter of a second.
+    parameters.max_bandwidth = 512 << 10;
+    let address = uri.parse().expect("an address");
+    let outcome = runtime.expect("a runtime").block_on(async {
+        if which == "source" {
+            fill(&memory);
+            let connector = mig::connector(&address, &Default::default()).expect("an address");
+            let mut source = Source::new(memory, Box::new(guest))
+                .with_parameters(parameters)
+                .with_deadlines(deadlines(patience));
+            source.run(&*connector).await
+        } else {
+            let listener = mig::listener(&address, &Default::default()).await;
+            say("listening");
+            let mut destination =
+                Destination::new(memory, Box::new(guest)).with_deadlines(deadlines(patience));
+            destination.run(&mut *listener.expect("it listens")).await
+        }
+    });
+    match outcome {
+        Ok(_) => say("ended: completed"),
+        Err(error) => say(&format!("ended: owner {:?}: {}", error.owner(), judge::chain(&error))),
+    }
+}
+
+/// A line at once, whatever becomes of this process.
+fn say(what: &str) {
+    let line = format!("\n{what}\n");
+    let mut out = std::io::stdout().lock();
+    out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("somebody reads");
+}
+
+/// Where the items of a stream end.
 fn verge(stream: &[u8]) -> u64 {
     let mut verge = None;
     let mut walk = StreamWalk::new(Options::default());
@@ -314,23 +507,4 @@ fn verge(stream: &[u8]) -> u64 {
     });
     walked.expect("a sound stream");
     verge.expect("a stream ends")
-}
-
-async fn one(way: Way, mode: Mode, trouble: &Trouble, verge: u64) -> Result<Word, String> {
-    let scratch = Scratch::new();
-    let faults = [End::Source, End::Destination].map(|end| trouble.of(end).in_pieces(PIECE));
-    let patience = judge::patience(trouble);
-    let begun = std::time::Instant::now();
-    let migration = migrate(way, mode, patience, &scratch, faults, trouble.link());
-    let ended = tokio::time::timeout(HANG, migration)
-        .await
-        .map_err(|_| format!("hung: no end within {HANG:?}"))?;
-    if std::env::var_os("MIG_FAULTS_SHOW").is_some() {
-        eprintln!("{:?} {trouble}", begun.elapsed());
-    }
-    let word = judge::live(trouble, mode, &ended, verge)?;
-    match scratch.names() {
-        left if trouble.link_leaves(&left) => Ok(word),
-        left => Err(format!("files are left: {left:?}")),
-    }
 }

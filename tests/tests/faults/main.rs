@@ -11,9 +11,12 @@
 
 mod cases;
 mod judge;
+mod kills;
 mod leaks;
 mod live;
+mod stored;
 mod table;
+mod tls;
 mod way;
 
 use crate::{
@@ -42,4 +45,39 @@ live! {
     fd_socket_return_path: FdSocket ReturnPath;
     fd_pipe_plain: FdPipe Plain;
     fd_pipes_return_path: FdPipes ReturnPath;
+    exec_plain: Exec Plain;
+    exec_return_path: Exec ReturnPath;
+    file_plain: File Plain;
+    vsock_plain: Vsock Plain;
+    vsock_return_path: Vsock ReturnPath;
+    vsock_multifd: Vsock Multifd;
+    rdma_plain: Rdma Plain;
+    rdma_return_path: Rdma ReturnPath;
+    tcp_tls: Tcp Tls;
+    tcp_tls_multifd: Tcp TlsMultifd;
+    tcp_stored: Tcp Stored;
+    tcp_stored_multifd: Tcp StoredMultifd;
+}
+
+#[test]
+fn killed_tools() {
+    kills::the_tool();
+}
+
+#[test]
+fn killed_live_ends() {
+    kills::live_ends();
+}
+
+/// What `killed_live_ends` starts; by itself it is nothing.
+#[test]
+fn an_end_in_a_process_of_its_own() {
+    let Some(end) = std::env::var(kills::END).ok() else { return };
+    let (which, uri) = end.split_once(' ').expect("which end, and where");
+    live::end(which, uri);
+}
+
+#[test]
+fn full_disks() {
+    kills::a_full_disk();
 }

@@ -11,8 +11,12 @@ use mig::{
     ConnectOptions, ListenOptions,
     transport::{Connector, Listener, MigrationAddress},
 };
-use mig_testkit::faults::{Link, LinkAddress, LinkFault};
+use mig_testkit::faults::{Faults, FaultyConnector, FaultyListener, Link, LinkAddress, LinkFault};
+use mig_tests::{lab, report};
 use mig_transport_fd::{Descriptor, FdConnector, FdEnds, FdListener};
+use rustix::fs::Mode as Mode_;
+
+use crate::{live::Mode, tls};
 
 /// How two ends meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,10 @@ pub(crate) enum Way {
     FdSocket,
     FdPipe,
     FdPipes,
+    Exec,
+    File,
+    Vsock,
+    Rdma,
 }
 
 /// The two ends of one case, and what lies between them.
@@ -40,7 +48,59 @@ impl Way {
             Self::FdSocket => "fd, a socket",
             Self::FdPipe => "fd, a pipe",
             Self::FdPipes => "fd, two pipes",
+            Self::Exec => "exec",
+            Self::File => "file",
+            Self::Vsock => "vsock",
+            Self::Rdma => "rdma",
         }
+    }
+
+    /// Whether the destination can only begin when the source is done.
+    pub(crate) fn is_stored(self) -> bool {
+        self == Self::File
+    }
+
+    /// How much the sample of cases is thinned out: children take their time, and the lab is slow.
+    pub(crate) fn thin(self) -> u64 {
+        match self {
+            Self::Exec | Self::Vsock => 5,
+            Self::Rdma => 8,
+            Self::FdSocket | Self::FdPipe | Self::FdPipes | Self::File => 2,
+            Self::Tcp | Self::Unix => 1,
+        }
+    }
+
+    /// What is on the way may be left in the directory: fifos and the file.
+    pub(crate) fn leaves(self, name: &str) -> bool {
+        match self {
+            Self::Exec => ["there", "back"].contains(&name),
+            Self::File => name == "f",
+            _ => false,
+        }
+    }
+
+    /// Whether this machine has it; if not, says so.
+    pub(crate) fn is_here(self) -> bool {
+        let (cause, uri) = match self {
+            Self::Vsock => ("vsock-loopback", "vsock:1:0".to_owned()),
+            Self::Rdma => ("rdma-device", format!("rdma:{}:{}", lab::IPV4, lab::port())),
+            _ => return true,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let bound = runtime.expect("a runtime").block_on(async {
+            let bound = mig::listener(&address(&uri), &ListenOptions::default()).await;
+            match (self, bound) {
+                // Listening works without a loopback.
+                (Self::Vsock, Ok(mut listener)) => {
+                    let to = listener.local_addresses().into_iter().next().expect("a port");
+                    let connector = mig::connector(&address(&to), &ConnectOptions::default())?;
+                    let both = async { tokio::try_join!(connector.connect(), listener.accept()) };
+                    both.await.map(drop)
+                }
+                (_, bound) => bound.map(drop),
+            }
+        });
+        bound.map_err(|error| report::not_applicable(cause, &error.to_string())).is_ok()
     }
 
     /// Whether a link fits between the ends.
@@ -48,18 +108,58 @@ impl Way {
         matches!(self, Self::Tcp | Self::Unix)
     }
 
-    /// Fresh ends, in a directory of their own.
-    pub(crate) async fn ends(self, dir: &Path, patience: Duration, fault: &LinkFault) -> Ends {
-        let listen = ListenOptions::default();
+    /// Fresh ends, in a directory of their own, with the faults of both and TLS around those.
+    pub(crate) async fn faulty(
+        self,
+        dir: &Path,
+        mode: Mode,
+        patience: Duration,
+        mut faults: [Faults; 2],
+        fault: &LinkFault,
+    ) -> (Ends, [Faults; 2]) {
+        let Ends { connector, listener, link } = self.ends(dir, mode, patience, fault).await;
+        if let Some(link) = &link {
+            faults = faults.map(|faults| faults.with_link(link));
+        }
+        let connector = Box::new(FaultyConnector::new(connector, &faults[0]));
+        let listener = Box::new(FaultyListener::new(listener, &faults[1]));
+        let ends = match mode.has_tls() {
+            true => tls::around(connector, listener, patience, link),
+            false => Ends { connector, listener, link },
+        };
+        (ends, faults)
+    }
+
+    /// Fresh ends as they are.
+    async fn ends(self, dir: &Path, mode: Mode, patience: Duration, fault: &LinkFault) -> Ends {
+        let mut listen = ListenOptions::default();
         let mut connect = ConnectOptions::default();
+        connect.return_path = mode != Mode::Plain;
+        listen.return_path = mode != Mode::Plain;
+        connect.exit_deadline = patience;
+        listen.exit_deadline = patience;
         connect.deadline = patience;
         let here = match self {
             Self::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Self::Unix => format!("unix:{}", dir.join("s").display()),
+            Self::Vsock => "vsock:1:0".to_owned(),
+            Self::Rdma => format!("rdma:{}:{}", lab::IPV4, lab::port()),
+            Self::File => format!("file:{}", dir.join("f").display()),
+            Self::Exec => commands(dir, mode)[1].clone(),
             Self::FdSocket | Self::FdPipe | Self::FdPipes => return self.descriptors(),
         };
         let listener = mig::listener(&address(&here), &listen).await.expect("it listens");
-        let mut there = listener.local_addresses().into_iter().next().expect("it says where");
+        let mut there = match self {
+            Self::Exec => commands(dir, mode)[0].clone(),
+            Self::File | Self::Rdma => here,
+            _ => listener.local_addresses().into_iter().next().expect("it says where"),
+        };
+        if self == Self::Exec {
+            for name in ["there", "back"] {
+                let made = rustix::fs::mkfifoat(rustix::fs::CWD, dir.join(name), Mode_::RWXU);
+                made.expect("a fifo");
+            }
+        }
         let mut link = None;
         if !matches!(fault, LinkFault::None) {
             let made = Link::start(self.linked(&there), dir.join("l"), fault.clone()).await;
@@ -106,6 +206,22 @@ impl Way {
         match scheme {
             "tcp" => LinkAddress::Tcp(rest.parse().expect("a socket's address")),
             _ => LinkAddress::Unix(rest.into()),
+        }
+    }
+}
+
+/// The commands of a source and a destination that are joined by fifos.
+fn commands(dir: &Path, mode: Mode) -> [String; 2] {
+    let [there, back] = ["there", "back"].map(|name| dir.join(name).display().to_string());
+    match mode {
+        Mode::Plain => [format!("exec:exec cat >{there}"), format!("exec:exec cat <{there}")],
+        _ => {
+            let forward =
+                "exec 3<&0; cat <&3 >&4 3<&- 4>&- 5<&- & exec 3<&- 4>&-; exec cat <&5 5<&-";
+            [
+                format!("exec:exec 4>{there} 5<{back}; {forward}"),
+                format!("exec:exec 5<{there} 4>{back}; {forward}"),
+            ]
         }
     }
 }

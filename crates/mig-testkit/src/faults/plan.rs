@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -22,6 +22,12 @@ pub enum Operation {
     Write,
     /// Ending the write direction in order.
     End,
+    /// Writing to a disk, see [`Faults::block`].
+    DiskWrite,
+    /// Making it durable.
+    DiskSync,
+    /// Giving a finished file its name.
+    DiskCommit,
 }
 
 /// What an operation does instead of its work.
@@ -85,10 +91,12 @@ struct Shared {
     record: bool,
     link: Option<Resetter>,
     state: Mutex<State>,
+    come_back: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    released: bool,
     done: BTreeMap<(usize, Operation), usize>,
     written: BTreeMap<usize, u64>,
     recorded: BTreeMap<usize, Vec<u8>>,
@@ -151,6 +159,33 @@ impl Faults {
         let shared = Arc::get_mut(&mut self.0).expect("said before the first use");
         shared.link = Some(link.resetter());
         self
+    }
+
+    /// What blocks its thread asks by this, before it does its work: a disk, say.
+    ///
+    /// # Errors
+    ///
+    /// The one it is to fail with. One that stalls fails when everything is [released](Self::release).
+    pub fn block(&self, operation: Operation) -> io::Result<()> {
+        match self.order(0, operation) {
+            Order::Fail(error) => Err(error),
+            Order::Stall => {
+                let state = self.state();
+                let waited = self.0.come_back.wait_while(state, |state| !state.released);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                Err(io::Error::other("nobody waits for this any more"))
+            }
+            _ => {
+                self.done(0, operation, 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets every thread go that stalls.
+    pub fn release(&self) {
+        self.state().released = true;
+        self.0.come_back.notify_all();
     }
 
     /// How often each kind of operation came to an end, by channel.

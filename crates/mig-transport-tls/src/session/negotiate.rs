@@ -29,6 +29,8 @@ use super::{
 
 /// First bytes of a connection, for the words about one that is no TLS.
 const FIRST_BYTES: usize = 8;
+/// How long the peer may take to say why it hung up, once writing to it failed.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A handshake before its first byte, and what to say if it fails.
 pub(crate) struct Beginning {
@@ -196,9 +198,15 @@ impl Agreeing {
                 (Step::Done, Some(error)) => return Err(self.failed(error)),
                 (Step::More, failed) => unsent = failed,
             }
-            let len = match self.record(&words).await {
-                Ok(len) => len,
-                Err(error) => return Err(unsent.map_or(error, |unsent| self.failed(unsent))),
+            let len = match unsent.take() {
+                None => self.record(&words).await?,
+                Some(error) => match tokio::time::timeout(LAST_WORDS, self.record(&words)).await {
+                    Ok(Ok(len)) => {
+                        unsent = Some(error);
+                        len
+                    }
+                    _ => return Err(self.failed(error)),
+                },
             };
             let at = self.incoming.take(len);
             self.first_taken = true;
