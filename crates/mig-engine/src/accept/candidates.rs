@@ -59,9 +59,12 @@ impl Candidates {
         }
     }
 
-    /// Nobody is missing any more, or somebody is again.
+    /// Nobody is missing any more, or somebody is again. Where nobody is, most of those who still say nothing go.
     pub(super) fn nobody_is_missing(&mut self, nobody: bool) {
         self.most = if nobody { self.all_seats.min(ENOUGH) } else { self.all_seats };
+        while self.seats.len() > self.most {
+            self.make_room();
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

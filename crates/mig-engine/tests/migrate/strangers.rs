@@ -157,3 +157,43 @@ async fn a_crowd_pushes_out_itself() {
     let (received, ()) = tokio::join!(pair.destination.run(&mut listener), watch);
     assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
 }
+
+/// Once the right source is in, a crowd that says nothing is sent away: it would keep out whoever comes to say something.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_is_sent_away_once_the_source_is_in() {
+    let mut pair = Pair::new();
+    let mut capabilities = crate::support::one_way();
+    capabilities.pause_before_switchover = true;
+    pair.source = pair.source.with_capabilities(capabilities);
+    let handle = pair.source.handle();
+    let mut heard = handle.subscribe();
+    let (mut ends, mut arriving) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let (near, far) = connection();
+        arriving.push(near);
+        ends.push(far);
+    }
+    let (out, into) = memory_pair(8 * 1024);
+    arriving.push(into);
+    let mut listener = Arriving::new(arriving);
+    let connector = Ready::new(out);
+    let watch = async {
+        let paused = mig_engine::Event::Status(mig_proto::state::MigrationStatus::PreSwitchover);
+        while heard.recv().await.unwrap() != paused {}
+        let mut gone = 0;
+        for end in &mut ends {
+            let mut nothing = [0];
+            let read = tokio::io::AsyncReadExt::read(end, &mut nothing);
+            let read = tokio::time::timeout(Duration::from_millis(1), read).await;
+            gone += u32::from(matches!(read, Ok(Ok(0))));
+        }
+        assert!(gone >= 90, "{gone} are gone");
+        handle.continue_switchover();
+    };
+    let begun = tokio::time::Instant::now();
+    let (sent, received, ()) =
+        tokio::join!(pair.source.run(&connector), pair.destination.run(&mut listener), watch);
+    sent.unwrap();
+    received.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "before the deadline of the silent ones");
+}
