@@ -53,7 +53,7 @@ pub(crate) fn link(
     there: Vec<Fault>,
     back: Vec<Fault>,
     handles: Handles,
-) -> (Channel, Channel, impl Future<Output = ()>) {
+) -> (Channel, Channel, impl Future<Output = ()> + use<>) {
     let [there_broken, back_broken] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
     // Four one-way pipes: each half is closed by dropping it.
     let (near_in, source_out) = duplex(buffer_bytes);
