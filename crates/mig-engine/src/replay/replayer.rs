@@ -440,8 +440,10 @@ impl Session<'_> {
                 match tokio::time::timeout(LAST_WORDS, answers.verdict()).await {
                     Ok(Ok(Verdict::Succeeded)) => self.decide(Ok(Verdict::Succeeded)),
                     Ok(Ok(verdict)) => Err(self.refused(Ok(verdict)).caused_by(error)),
-                    // A transport's own reason (a TLS alert) says more than that writing failed.
-                    Ok(Err(heard)) if heard.blame() != Blame::Io => Err(heard.caused_by(error)),
+                    // A transport's own reason (a TLS alert) says more than that writing failed; silence says less.
+                    Ok(Err(heard)) if !matches!(heard.blame(), Blame::Io | Blame::Deadline) => {
+                        Err(heard.caused_by(error))
+                    }
                     Ok(Err(_)) | Err(_) => Err(error),
                 }
             }

@@ -64,8 +64,11 @@ pub(super) async fn send_listening(
             progress.set_owner(Owner::Source);
             Err(error)
         }
-        // A transport's own reason (a TLS alert) says more than that writing failed.
-        Ok(Err(heard)) if error.blame() == Blame::Io && heard.blame() != Blame::Io => {
+        // A transport's own reason (a TLS alert) says more than that writing failed; silence says less.
+        Ok(Err(heard))
+            if error.blame() == Blame::Io
+                && !matches!(heard.blame(), Blame::Io | Blame::Deadline) =>
+        {
             Err(heard.caused_by(error))
         }
         _ => Err(error),
