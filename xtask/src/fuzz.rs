@@ -28,7 +28,7 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
      -Cllvm-args=-simplifycfg-branch-fold-threshold=0 --cfg fuzzing";
 
 /// Records the comparisons as well: finds magic numbers sooner, at half the speed.
-const COMPARISONS: &str = " -Cllvm-args=-sanitizer-coverage-trace-compares";
+const COMPARISONS: &str = "-Cllvm-args=-sanitizer-coverage-trace-compares";
 
 /// What a run over all targets came to.
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ pub(crate) fn command(repository: &Repository, arguments: &[&str]) -> Result<(),
     let fuzz = Fuzz::new(repository)?;
     match ours {
         [] => {
-            let smoke = fuzz.smoke(&fuzz.build(Profile::Smoke, "")?)?;
+            let smoke = fuzz.smoke(&fuzz.build(Profile::Smoke)?)?;
             if smoke.failed.is_empty() { Ok(()) } else { Err(smoke.failed.join("\n")) }
         }
         ["--list"] => {
@@ -63,7 +63,7 @@ pub(crate) fn command(repository: &Repository, arguments: &[&str]) -> Result<(),
 /// All targets for a few seconds each.
 pub(crate) fn smoke(repository: &Repository) -> Result<Smoke, String> {
     let fuzz = Fuzz::new(repository)?;
-    fuzz.smoke(&fuzz.build(Profile::Smoke, "")?)
+    fuzz.smoke(&fuzz.build(Profile::Smoke)?)
 }
 
 /// Whether everything that the build needs is there already; the error says what is not.
@@ -115,7 +115,7 @@ impl<'r> Fuzz<'r> {
     }
 
     /// Builds all targets; answers the directory they are in.
-    fn build(&self, profile: Profile, more_flags: &str) -> Result<PathBuf, String> {
+    fn build(&self, profile: Profile) -> Result<PathBuf, String> {
         let manifest = self.directory.join("Cargo.toml");
         let mut arguments = vec!["build", "--bins", "--quiet"];
         // Naming the target keeps the flags away from build scripts and macros.
@@ -124,7 +124,10 @@ impl<'r> Fuzz<'r> {
             arguments.push("--no-default-features");
         }
         eprintln!("xtask: cargo {} (fuzz)", arguments.join(" "));
-        let flags = format!("{COVERAGE}{more_flags}");
+        let flags = match profile {
+            Profile::Smoke => COVERAGE.to_owned(),
+            Profile::Release => format!("{COVERAGE} {COMPARISONS}"),
+        };
         let mut build = self.repository.cargo_command(&arguments, &[("RUSTFLAGS", flags.as_ref())]);
         build.arg("--manifest-path").arg(manifest);
         build.arg("--target-dir").arg(&self.target).env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -173,9 +176,9 @@ impl<'r> Fuzz<'r> {
     }
 
     fn run(&self, target: &str, arguments: &[&str]) -> Result<(), String> {
-        let binaries = self.build(Profile::Release, COMPARISONS)?;
         let grown = self.target.join("corpus").join(self.known(target)?);
         make(&grown)?;
+        let binaries = self.build(Profile::Release)?;
         let mut command = self.libfuzzer(&binaries, target, &grown)?;
         let status = command
             .args(arguments)
@@ -185,8 +188,8 @@ impl<'r> Fuzz<'r> {
     }
 
     fn minimize(&self, target: &str) -> Result<(), String> {
-        let binaries = self.build(Profile::Release, "")?;
         let kept = self.directory.join("corpus").join(self.known(target)?);
+        let binaries = self.build(Profile::Release)?;
         let grown = self.target.join("corpus").join(target);
         let minimal = self.fresh(&self.target.join("minimal"))?;
         let mut merge = Command::new(binaries.join(target));
