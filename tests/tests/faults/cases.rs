@@ -104,11 +104,16 @@ impl Trouble {
     /// source. It also listens on when it has all that it needs.
     pub(crate) fn is_a_strangers(&self, mode: Mode) -> bool {
         let Self::At(end, Fault::Operation { operation, nth, .. }) = self else { return false };
-        // The words of TLS, or the 64 bytes of a data channel.
-        let handshake = if mode.has_tls() { 3 } else { 1 };
+        // The words of TLS, or the 64 bytes of a data channel. A main channel that never came has the reason in the
+        // deadline that ran out.
+        let handshake = match (mode.has_tls(), mode.has_data_channels()) {
+            (true, _) => 4,
+            (false, true) => 2,
+            (false, false) => 0,
+        };
         *end == End::Destination
             && match operation {
-                Operation::Read => *nth <= handshake,
+                Operation::Read => *nth < handshake,
                 Operation::Write => mode.has_tls() && *nth < handshake,
                 Operation::Accept => true,
                 _ => false,

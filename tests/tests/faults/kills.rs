@@ -110,7 +110,8 @@ fn one_pair(dice: &mut Dice, stored: &Path, stream: &[u8]) -> Result<&'static st
     let scratch = Scratch::new();
     let (kills_recv, after) = (dice.roll(2) == 0, dice.roll(WINDOW_US));
     let what = format!("{} after {after} us", if kills_recv { "recv" } else { "send" });
-    let mut recv = receiver(&scratch);
+    // A sender that is killed before it connects never comes.
+    let mut recv = receiver(&scratch, "15s");
     let _uri = recv.listening();
     let mut send = sender(&scratch, stored, Some(SLOWLY));
     std::thread::sleep(Duration::from_micros(after));
@@ -162,7 +163,7 @@ fn next_run(scratch: &Scratch, stored: &Path, stream: &[u8], dead: u32) -> Resul
     let alive = scratch.path(&format!(".FILE.{}.mig-partial", std::process::id()));
     let held = File::create(&alive).expect("a file");
     rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).expect("nobody else has it");
-    let mut recv = receiver(scratch);
+    let mut recv = receiver(scratch, "60s");
     let _uri = recv.listening();
     let mut send = sender(scratch, stored, None);
     let (sent, kept) = (ends(&mut send.process)?, ends(&mut recv.process)?);
@@ -185,11 +186,10 @@ fn next_run(scratch: &Scratch, stored: &Path, stream: &[u8], dead: u32) -> Resul
     }
 }
 
-fn receiver(scratch: &Scratch) -> Mig {
+fn receiver(scratch: &Scratch, timeout: &str) -> Mig {
     let uri = format!("unix:{}", scratch.path("s").display());
     let file = scratch.path("FILE").display().to_string();
-    // A sender that is killed before it connects never comes.
-    Mig::start("recv", &["recv", &uri, "--save", &file, "--timeout", "15s"])
+    Mig::start("recv", &["recv", &uri, "--save", &file, "--timeout", timeout])
 }
 
 fn sender(scratch: &Scratch, stored: &Path, bandwidth: Option<&str>) -> Mig {

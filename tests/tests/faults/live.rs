@@ -92,6 +92,10 @@ impl Mode {
         matches!(self, Self::Tls | Self::TlsMultifd)
     }
 
+    pub(crate) fn has_data_channels(self) -> bool {
+        matches!(self, Self::Multifd | Self::MultifdZlib | Self::TlsMultifd | Self::StoredMultifd)
+    }
+
     fn is_stored(self) -> bool {
         matches!(self, Self::Stored | Self::StoredMultifd)
     }

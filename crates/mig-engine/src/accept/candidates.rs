@@ -37,6 +37,7 @@ pub(super) struct Candidates {
     all_seats: usize,
     most: usize,
     log: LogLimit,
+    last_dropped: Option<Error>,
 }
 
 struct Seat {
@@ -56,6 +57,7 @@ impl Candidates {
             all_seats: seats,
             most: seats,
             log: LogLimit::default(),
+            last_dropped: None,
         }
     }
 
@@ -129,9 +131,15 @@ impl Candidates {
     }
 
     /// Tells of a stranger, unless there are too many of them.
-    pub(super) fn tell_of(&mut self, error: &Error) {
+    pub(super) fn tell_of(&mut self, error: Error) {
         if let Some(unsaid) = self.log.say() {
             tracing::warn!(%error, unsaid, "a connection was dropped");
         }
+        self.last_dropped = Some(error);
+    }
+
+    /// Why the last one was dropped; it may have been the one that is waited for.
+    pub(super) fn last_dropped(&mut self) -> Option<Error> {
+        self.last_dropped.take()
     }
 }

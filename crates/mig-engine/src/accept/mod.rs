@@ -94,7 +94,14 @@ impl<'a> Acceptor<'a> {
             }
         };
         let accepted = within("waiting for a source to connect", limit, accepted).await;
-        accepted.map_err(|error: Error| error.ran_out(Wait::Accept)).map_err(|error| match data {
+        let accepted = accepted.map_err(|error: Error| {
+            let error = error.ran_out(Wait::Accept);
+            match self.candidates.last_dropped() {
+                Some(dropped) if error.blame() == Blame::Deadline => error.caused_by(dropped),
+                _ => error,
+            }
+        });
+        accepted.map_err(|error| match data {
             Some(data) if error.blame() == Blame::Deadline => {
                 let (here, all) = (data.hub().arrived(), data.hub().expected());
                 error
@@ -247,7 +254,7 @@ impl<'a> Acceptor<'a> {
                         Some(Err(error)) if self.exhausted.is_some() && self.candidates.is_empty() => {
                             return Err(error);
                         }
-                        Some(Err(error)) => self.candidates.tell_of(&error),
+                        Some(Err(error)) => self.candidates.tell_of(error),
                     }
                 }
                 accepted = self.listener.accept(),

@@ -104,6 +104,19 @@ async fn nobody_coming_is_a_deadline() {
 }
 
 /// Hundreds who say nothing, and half of a word of a source: the oldest go, and the right one is served at once.
+/// It may have been the source, and nothing else says what happened to it.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_names_what_was_wrong_with_the_last_one_that_came() {
+    let mut pair = Pair::new();
+    let (garbage, mut garbage_end) = connection();
+    garbage_end.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut listener = Arriving::new([garbage]);
+    let error = pair.destination.run(&mut listener).await.unwrap_err();
+    assert_eq!(error.blame(), Blame::Deadline);
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.starts_with("not a migration stream"), "{cause}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_crowd_at_the_door_holds_nobody_up() {
     let mut pair = Pair::new();
