@@ -20,7 +20,7 @@ const OUTCOMES: [&str; 7] = [
     "failed, owner unknown",
     "sent, not confirmed, not arrived",
     "flipped bit not noticed",
-    "verdict falsified, two owners",
+    "verdict falsified, two owners or none",
     "not reached",
 ];
 
@@ -41,9 +41,9 @@ single case, is in [testing.md](testing.md).
   \"sent, not confirmed\"; the guest runs nowhere.
 - *flipped bit not noticed*: the contents of pages and devices have no checksum in QEMU's format, nor has the offset of a
   page. TLS notices every one of them.
-- *verdict falsified, two owners*: the destination's \"yes\" (SHUT 0) has no checksum either, and a connection that is ended in
-  order without a verdict means that the destination gave up. Somebody between the ends who turns the one into the other
-  makes two owners. The kernel's own sockets do not; against others there is TLS.
+- *verdict falsified, two owners or none*: the destination's word (SHUT) has no checksum either, and a connection that is ended in
+  order without one means that the destination gave up. Somebody between the ends who turns the one into the other
+  makes two owners, or none. The kernel's own sockets do not; against others there is TLS.
 - *not reached*: there was no such operation or byte this time. Which data channel carries what differs from run to run.
 
 ";

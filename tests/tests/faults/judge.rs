@@ -27,7 +27,7 @@ pub(crate) enum Word {
     NotConfirmed,
     /// A flipped bit was not noticed: nothing in the format could have told.
     Unnoticed,
-    /// Somebody between the ends made a "no" of the destination's "yes", or ended the connection in its place.
+    /// Somebody between the ends made a "no" of the destination's "yes", or ended the connection in its place; or made a "yes" of its "no".
     WrongVerdict,
 }
 
@@ -40,7 +40,7 @@ impl Word {
             Self::Unknown => "failed, owner unknown",
             Self::NotConfirmed => "sent, not confirmed, not arrived",
             Self::Unnoticed => "flipped bit not noticed",
-            Self::WrongVerdict => "verdict falsified, two owners",
+            Self::WrongVerdict => "verdict falsified, two owners or none",
         }
     }
 }
@@ -91,6 +91,12 @@ pub(crate) fn live(
         check(reaches || trouble.is_a_strangers(mode), LOST)?;
     }
     check(ended.received.is_ok() == runs_there, "the destination's word and its guest differ")?;
+    let says_so = ended.sent.as_ref().is_ok_and(|outcome| outcome.confirmed);
+    if says_so && !runs_there && flipped && trouble.end() == Some(End::Destination) {
+        // The same the other way round.
+        check(!mode.has_tls(), "confirmed, and it did not arrive")?;
+        return Ok(Word::WrongVerdict);
+    }
     if runs_here && runs_there {
         // SHUT 0 has no checksum: the source read another number, or an orderly end in its place.
         let falsified = matches!(trouble.kind(), Kind::Flipped | Kind::Truncated);

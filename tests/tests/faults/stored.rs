@@ -157,6 +157,9 @@ pub(crate) fn judge(
     match &ended.sent {
         Ok(replayed) => {
             check(replayed.confirmed, "not confirmed")?;
+            if same.is_none() && flipped && trouble.end() == Some(End::Destination) {
+                return Ok(Word::WrongVerdict);
+            }
             check(same.is_some(), "confirmed, and there is no file")?;
         }
         Err(error) if error.owner() == Owner::Source => {
