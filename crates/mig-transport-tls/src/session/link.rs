@@ -9,6 +9,10 @@
 //! last that asked, so it is always asked with one that wakes both tasks; neither steals the other's wake-up.
 //!
 //! What was sealed but not sent is bounded: at most [`BATCH_BYTES`] of plaintext in records, and what TLS itself has to say.
+//!
+//! A call that has sealed something never fails. A batch leaves in several writes; when a later one fails, the peer can read
+//! what went before it, and an error would say that nothing was written: a source whose last byte was in there would keep a
+//! guest that runs at the destination too. What the channel said is told by the next call.
 
 use std::{
     io::{self, IoSlice},
@@ -73,6 +77,7 @@ impl Link {
                 sender: Some(sender),
                 plaintext: vec![0; MAX_PLAINTEXT_BYTES],
                 state: State::Open,
+                untold: None,
             }),
             owes: AtomicBool::new(false),
             heard: AtomicBool::new(false),
@@ -89,7 +94,12 @@ impl Link {
         step: impl FnOnce(&mut WriteSide, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         self.tasks.writing.register(cx.waker());
-        let outcome = step(&mut self.lock(), &mut Context::from_waker(&self.both));
+        let mut side = self.lock();
+        let outcome = match side.untold.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None => step(&mut side, &mut Context::from_waker(&self.both)),
+        };
+        drop(side);
         outcome.map_err(|error| self.explain(error))
     }
 
@@ -184,6 +194,8 @@ pub(crate) struct WriteSide {
     /// One record's worth on its way from guest memory, which nobody may encrypt in place.
     plaintext: Vec<u8>,
     state: State,
+    /// Why the direction failed, in a call that had to count what it sealed.
+    untold: Option<io::Error>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,13 +225,12 @@ impl WriteSide {
             if n == 0 {
                 break;
             }
-            self.seal.seal(&self.plaintext[..n], &mut self.records)?;
+            if let Err(error) = self.seal.seal(&self.plaintext[..n], &mut self.records) {
+                return self.send_sealed(cx, sealed, Some(error));
+            }
             sealed += n;
         }
-        if let Poll::Ready(outcome) = self.poll_drain(cx) {
-            outcome?;
-        }
-        Poll::Ready(Ok(sealed))
+        self.send_sealed(cx, sealed, None)
     }
 
     /// Like [`poll_seal`](Self::poll_seal) for bytes that lie still: they are encrypted from where they are.
@@ -231,13 +242,34 @@ impl WriteSide {
         self.check_open()?;
         ready!(self.poll_drain(cx))?;
         let bytes = &bytes[..bytes.len().min(BATCH_BYTES)];
+        let mut sealed = 0;
         for plaintext in bytes.chunks(MAX_PLAINTEXT_BYTES) {
-            self.seal.seal(plaintext, &mut self.records)?;
+            if let Err(error) = self.seal.seal(plaintext, &mut self.records) {
+                return self.send_sealed(cx, sealed, Some(error));
+            }
+            sealed += plaintext.len();
         }
-        if let Poll::Ready(outcome) = self.poll_drain(cx) {
-            outcome?;
+        self.send_sealed(cx, sealed, None)
+    }
+
+    /// Sends what the channel takes now of `sealed` bytes. From the first of them on the answer is their number, whatever
+    /// fails: see the module.
+    fn send_sealed(
+        &mut self,
+        cx: &mut Context<'_>,
+        sealed: usize,
+        not_sealed: Option<io::Error>,
+    ) -> Poll<io::Result<usize>> {
+        let sent = match self.poll_drain(cx) {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => Ok(()),
+        };
+        let Some(error) = sent.err().or(not_sealed) else { return Poll::Ready(Ok(sealed)) };
+        if sealed == 0 {
+            return Poll::Ready(Err(error));
         }
-        Poll::Ready(Ok(bytes.len()))
+        self.untold = Some(error);
+        Poll::Ready(Ok(sealed))
     }
 
     /// Everything sealed so far leaves, with what TLS itself owes.
