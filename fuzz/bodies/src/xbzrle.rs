@@ -13,7 +13,7 @@ const SMALL: usize = 320;
 pub fn xbzrle(data: &[u8]) {
     let Some((&mode, bytes)) = data.split_first() else { return };
     match mode % 4 {
-        0 if mode & 0x40 != 0 => decode(&mut [0xc3; 4096], bytes),
+        0 if mode & 0x60 == 0x60 => decode(&mut [0xc3; 4096], bytes),
         0 => decode(&mut [0xc3; SMALL], bytes),
         1 => decode(&mut [0xc3; SMALL][..usize::from(mode) % SMALL], bytes),
         2 => {
@@ -23,7 +23,7 @@ pub fn xbzrle(data: &[u8]) {
         }
         _ => {
             // A list of places that change in a page of zeros: be16 place │ byte.
-            let len = if mode & 0x40 != 0 { 4096 } else { 384 };
+            let len = if mode & 0x60 == 0x60 { 4096 } else { 384 };
             let (old, mut new) = (&[0; 4096][..len], [0; 4096]);
             let new = &mut new[..len];
             for change in bytes.chunks_exact(3) {
