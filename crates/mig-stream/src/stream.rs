@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mig_transport::{Capabilities, Channel, Endpoint, Peer, RamHooks, ShutdownHandle};
+use mig_transport::{Capabilities, Channel, Endpoint, Identity, Peer, RamHooks, ShutdownHandle};
 
 use crate::{
     counters::StreamCounters,
@@ -137,6 +137,11 @@ impl Stream {
     /// Who is at the other end, as far as the kernel vouches for it.
     pub fn peer(&self) -> Peer {
         self.channel.peer()
+    }
+
+    /// Who the other end has proven to be.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.channel.identity()
     }
 
     fn check_return_path(&self) -> Result<()> {

@@ -11,6 +11,7 @@ mod authorize;
 mod connector;
 mod credentials;
 mod explain;
+mod identity;
 mod listener;
 mod options;
 mod session;

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     gather::Gather,
     hooks::{NoRamHooks, RamHooks},
-    peer::Peer,
+    peer::{Identity, Peer},
     region::RegionSlice,
     shutdown::{ForceShutdown, Half, ShutdownHandle},
     zero_copy::ZeroCopy,
@@ -150,6 +150,7 @@ pub struct Channel {
     capabilities: Capabilities,
     endpoint: Endpoint,
     peer: Peer,
+    identity: Option<Identity>,
 }
 
 impl Channel {
@@ -166,6 +167,7 @@ impl Channel {
             capabilities,
             endpoint: parts.endpoint,
             peer: parts.peer,
+            identity: None,
         }
     }
 
@@ -188,6 +190,18 @@ impl Channel {
     #[must_use]
     pub fn with_peer(mut self, peer: Peer) -> Self {
         self.peer = peer;
+        self
+    }
+
+    /// Who the other end has proven to be; `None` where nothing asked it.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// The same channel, whose other end has proven who it is. A channel around another one hands it on.
+    #[must_use]
+    pub fn with_identity(mut self, identity: Option<Identity>) -> Self {
+        self.identity = identity;
         self
     }
 

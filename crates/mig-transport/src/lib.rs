@@ -42,7 +42,7 @@ pub use crate::{
     gather::{Gather, GatherFull},
     hooks::{NoRamHooks, RamBlockInfo, RamHooks, SavePages, WindowReason},
     log_limit::LogLimit,
-    peer::Peer,
+    peer::{Identity, Peer},
     region::{COMPARED, OutOfRegion, Region, RegionSlice, VecRegion, publish_streamed},
     shutdown::{ForceShutdown, ShutdownHandle},
     zero_copy::{ZeroCopy, ZeroCopyLimits, ZeroCopyReport},

@@ -1,8 +1,9 @@
-//! Who is at the other end of a channel, as far as the kernel vouches for it.
+//! Who is at the other end of a channel: as far as the kernel vouches for it, and what was proven on top.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
+    sync::Arc,
 };
 
 /// Bits of an IPv6 address that one customer, so perhaps one stranger, has for itself.
@@ -52,6 +53,18 @@ impl fmt::Display for Peer {
             Self::User(uid) => write!(f, "uid:{uid}"),
             Self::Context(cid) => write!(f, "cid:{cid}"),
         }
+    }
+}
+
+/// Who the other end has proven to be, whatever its address: the subject of a verified certificate, the user of a key.
+/// Only good for telling whether two channels have the same one; their names are in their endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity(Arc<[u8]>);
+
+impl Identity {
+    /// One that was proven, in whatever form the backend has it, as long as no two have the same.
+    pub fn proven(form: impl Into<Arc<[u8]>>) -> Self {
+        Self(form.into())
     }
 }
 

@@ -38,7 +38,7 @@ use crate::{
     guest::Guest,
     handle::{MigrationHandle, Shared},
     hooks::Hooks,
-    multifd::receive::{Beside, DataChannels},
+    multifd::receive::{Beside, DataChannels, Origin},
     parameters::{Capabilities, MultifdOptions, Parameters},
     source::Outcome,
     walk::StreamWalk,
@@ -258,7 +258,7 @@ impl Destination {
             }
             placing = data.placing(placing);
             device_states = Some(data.accept_device_states());
-            data.start(stream.peer()).await?;
+            data.start(Origin::of(stream)).await?;
             answers.take_any_number(data.hub().takes_any_number());
         }
         let mut loader = Loader::new(&*self.memory, &mut *self.guest, placing, &shared.statistics);

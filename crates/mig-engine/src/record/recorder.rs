@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
     hooks::{Hooks, bytes_behind},
-    multifd::receive::{Beside, DataChannels},
+    multifd::receive::{Beside, DataChannels, Origin},
     parameters::{MultifdOptions, Parameters},
     record::{
         counts::PageCounts, keeper::Keeper, memory::RecordedMemory, sink::StreamSink,
@@ -287,7 +287,7 @@ impl Session<'_, '_> {
                 "multifd over a transport that brings memory by itself, on one channel: turn multifd off at both ends",
             ));
         }
-        beside.start(self.stream.peer()).await?;
+        beside.start(Origin::of(&self.stream)).await?;
         let hub = Arc::clone(beside.hub());
         tokio::select! {
             biased;

@@ -12,6 +12,7 @@ mod hooks;
 mod multifd_arrival;
 mod multifd_device_state;
 mod multifd_failures;
+mod multifd_origin;
 mod multifd_packets;
 mod multifd_recorder;
 mod multifd_source;

@@ -90,6 +90,7 @@ async fn attempt(faults: &Faults, operation: Operation, doing: &str) -> Result<(
 /// A channel whose halves, hooks and shutdown are those of `inner`.
 fn wrap(mut inner: Channel, faults: &Faults, number: usize) -> Channel {
     let capabilities = inner.capabilities();
+    let identity = inner.identity().cloned();
     let receive = inner.take_receiver().ok();
     let send = inner.take_sender().ok();
     Channel::new(ChannelParts {
@@ -101,6 +102,7 @@ fn wrap(mut inner: Channel, faults: &Faults, number: usize) -> Channel {
         endpoint: inner.endpoint().clone(),
         peer: inner.peer(),
     })
+    .with_identity(identity)
 }
 
 struct Stop(ShutdownHandle);

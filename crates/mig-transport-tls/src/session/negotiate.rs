@@ -115,7 +115,7 @@ pub(crate) async fn negotiate_link(
     let agreed =
         agreed.unwrap_or_else(|_| Err(Error::Deadline { doing: doing(), after: deadline }));
     let (Agreeing { receiver, sender, incoming, .. }, established, name) = agreed?;
-    let Established { open, mut seal, agreed, .. } = established;
+    let Established { open, mut seal, agreed, peer: proven } = established;
     if let Some(records) = key_update_after {
         seal.change_keys_after(records);
     }
@@ -131,7 +131,8 @@ pub(crate) async fn negotiate_link(
         capabilities,
         endpoint: named(endpoint, &agreed, name),
         peer,
-    });
+    })
+    .with_identity(crate::identity::proven(&proven));
     Ok((channel, link))
 }
 

@@ -48,6 +48,17 @@ async fn a_slow_peer_does_not_stretch_the_deadline() {
     assert_eq!(error.to_string(), "TLS handshake with second: no answer within 3s");
 }
 
+/// Each channel of a source is of the same one, whatever its addresses are.
+#[tokio::test]
+async fn what_was_proven_is_known_of_the_channel() {
+    let ends = Ends::new();
+    let (source, destination) = ends.pair(socket_pair()).await;
+    let (_source, again) = ends.pair(socket_pair()).await;
+    assert!(destination.identity().is_some());
+    assert_eq!(destination.identity(), again.identity());
+    assert_ne!(source.identity(), destination.identity(), "each knows the other end");
+}
+
 /// What a peer that is no TLS says, and what is said about it.
 async fn against(said: &'static [u8]) -> (Error, Error) {
     let ends = Ends::new();

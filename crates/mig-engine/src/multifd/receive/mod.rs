@@ -10,9 +10,8 @@
 //!
 //! Channels come in any order, before main, after it, and while it is being read; whatever needs one that has not come
 //! waits for it under the migration's deadline on silence. A connection whose hello is no good is dropped, with a log
-//! line, and nothing else happens: it may be a stranger's. So is one that does not come from where main comes from, the
-//! same address, user or virtual machine: whoever guesses the number of a channel takes nobody's place. Until main is here
-//! each has a place of its own, and then only its source's are kept. One hello ends the migration, that of a channel beyond the
+//! line, and nothing else happens: it may be a stranger's. So is one that is not of whom main is of, by its [`Origin`]:
+//! whoever guesses the number of a channel takes nobody's place. Until main is here each has a place of its own, and then only its source's are kept. One hello ends the migration, that of a channel beyond the
 //! expected ones: the source has more, and would lose the pages it sends there.
 //!
 //! When main has read the last section of `ram`, memory is closed: no channel writes there any more, whatever comes.
@@ -24,19 +23,21 @@ mod hub;
 mod landing;
 mod layout;
 mod marks;
+mod origin;
 
 use std::{sync::Arc, time::Duration};
 
 use mig_proto::multifd::{Hello, Method};
 use mig_ram::{Copying, PlacementOptions};
 use mig_stream::{Stream, StreamReader};
-use mig_transport::{LogLimit, Peer};
+use mig_transport::{Blame, LogLimit};
 
 pub(crate) use self::{
     beside::Beside,
     device_state::{DeviceState, DeviceStates},
     hub::Hub,
     layout::{Layout, LayoutBlock},
+    origin::Origin,
 };
 use self::{
     channel::DataChannel,
@@ -62,9 +63,9 @@ pub(crate) struct DataChannels {
     device_states: Option<DeviceStateSender>,
     /// Those that came before main.
     waiting: Vec<Early>,
-    /// Where main comes from; `None` before it came.
-    main: Option<Peer>,
-    /// About a channel that came from elsewhere.
+    /// Whose main is; `None` before it came.
+    main: Option<Origin>,
+    /// About a channel of somebody else.
     foreign: Option<String>,
     log: LogLimit,
     lanes: Vec<Lane<()>>,
@@ -208,12 +209,12 @@ impl DataChannels {
     ///
     /// Not cancel safe: the channel may be dropped.
     async fn wait_for_main(&mut self, early: Early) {
-        let (id, from) = (early.hello.id, early.stream.peer());
+        let (id, from) = (early.hello.id, Origin::of(&early.stream));
         if self.uuid_is_told && !self.fits(&early.hello, &early.stream) {
             return;
         }
         self.forget_the_gone().await;
-        let taken = |other: &&Early| other.stream.peer() == from;
+        let taken = |other: &&Early| Origin::of(&other.stream).is_same(&from);
         let of_its_own = || self.waiting.iter().filter(taken);
         let another_guest = of_its_own().any(|other| other.hello.uuid != early.hello.uuid);
         let twice = of_its_own().any(|other| other.hello.id == id);
@@ -245,15 +246,11 @@ impl DataChannels {
     async fn join(&mut self, early: Early) -> Result<()> {
         let Early { hello, stream, reader } = early;
         let name = stream.endpoint().to_string();
-        if self.main.is_some_and(|main| main != stream.peer()) {
+        if let Some(why) = self.main.as_ref().and_then(|main| main.refuses(&stream)) {
             if let Some(unsaid) = self.log.say() {
-                tracing::warn!(
-                    channel = name,
-                    unsaid,
-                    "a data channel from elsewhere than the main one was dropped"
-                );
+                tracing::warn!(channel = name, unsaid, "a data channel was dropped: {why}");
             }
-            self.foreign.get_or_insert(name);
+            self.foreign.get_or_insert_with(|| format!("data channel {name} was dropped: {why}"));
             return Ok(());
         }
         if !self.uuid_is_told && self.hub.arrived() == 0 {
@@ -321,16 +318,14 @@ impl DataChannels {
     /// up on there.
     pub(crate) fn explain(&mut self, error: Error) -> Error {
         match self.surplus.take() {
-            Some(surplus)
-                if error.blame() != mig_transport::Blame::Cancelled && self.hub.lacks_pages() =>
-            {
+            Some(surplus) if error.blame() != Blame::Cancelled && self.hub.lacks_pages() => {
                 surplus.caused_by(error)
             }
-            _ if error.blame() == mig_transport::Blame::PeerIncompatible => {
+            _ if error.blame() == Blame::PeerIncompatible
+                || (error.blame() != Blame::Cancelled && self.hub.misses_any()) =>
+            {
                 match self.foreign.take() {
-                    Some(channel) => error.noting(format!(
-                        "a data channel that did not come from where the main one does was dropped ({channel})"
-                    )),
+                    Some(dropped) => error.noting(dropped),
                     None => error,
                 }
             }
@@ -338,12 +333,12 @@ impl DataChannels {
         }
     }
 
-    /// Main has come, from there: the channels are served from now on.
+    /// Main has come, and is of this origin: the channels are served from now on.
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: channels may be dropped.
-    pub(crate) async fn start(&mut self, main: Peer) -> Result<()> {
+    pub(crate) async fn start(&mut self, main: Origin) -> Result<()> {
         // Of a source that gave up before its main channel came.
         self.forget_the_gone().await;
         self.main = Some(main);

@@ -88,6 +88,11 @@ impl Hub {
         self.state.borrow().channels.iter().filter(|channel| channel.here).count()
     }
 
+    /// Whether one that is expected has not come.
+    pub(super) fn misses_any(&self) -> bool {
+        self.arrived() < self.expected()
+    }
+
     /// A channel came, or went before anything began.
     pub(super) fn set_here(&self, id: u8, here: bool) {
         self.state.send_if_modified(|state| {

@@ -1,0 +1,140 @@
+//! A data channel is of the main channel's source: by what it has proven, or else by where it comes from.
+
+use std::time::Duration;
+
+use mig_engine::MultifdCompression;
+use mig_transport::{Blame, Channel, Identity, Peer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::multifd_wire::{Far, Kind, Mode, Receiving, Script, connection, deadlines, talk};
+
+const NONE: MultifdCompression = MultifdCompression::None;
+
+fn script() -> Script {
+    let mut script = Script::new(2, Mode::PerRound, NONE);
+    script.rounds();
+    script
+}
+
+/// From the last number of an address, of whoever has proven to be `who`.
+async fn from(last: u8, who: Option<&str>) -> (Channel, Box<dyn Far>) {
+    let (near, far) = connection(Kind::Unix).await;
+    let identity = who.map(|who| Identity::proven(who.as_bytes()));
+    (near.with_peer(Peer::address([192, 0, 2, last].into())).with_identity(identity), far)
+}
+
+async fn hung_up_on(far: &mut Box<dyn Far>) {
+    let mut nothing = [0];
+    // Closed with or without what it sent having been read.
+    assert_eq!(far.read(&mut nothing).await.unwrap_or(0), 0, "hung up on");
+}
+
+/// A source with several addresses, before and after main.
+#[tokio::test]
+async fn whoever_has_proven_to_be_the_source_may_come_from_any_address() {
+    let script = script();
+    let mut receiving = Receiving::new(2, NONE);
+    let door = receiving.door.clone();
+    let source = async {
+        let (first, mut first_far) = from(1, Some("source")).await;
+        let (main, main_far) = from(2, Some("source")).await;
+        let (second, mut second_far) = from(3, Some("source")).await;
+        first_far.write_all(&script.hellos[0]).await.unwrap();
+        second_far.write_all(&script.hellos[1]).await.unwrap();
+        for near in [first, main, second] {
+            door.send(near).unwrap();
+        }
+        let sending = async {
+            let one = first_far.write_all(&script.data[0]);
+            let both = tokio::join!(one, second_far.write_all(&script.data[1]));
+            both.0.unwrap();
+            both.1.unwrap();
+        };
+        let (said, ()) = tokio::join!(talk(main_far, &script.main), sending);
+        said
+    };
+    let run = async { receiving.destination.run(&mut receiving.listener).await.unwrap() };
+    let (_outcome, said) = tokio::join!(run, source);
+    assert_eq!(said, Some(0));
+    receiving.check(&script);
+}
+
+/// May migrate here, and is not the one that does: neither another client at the same address, nor nobody.
+#[tokio::test]
+async fn another_identity_takes_no_channel() {
+    let script = script();
+    let mut receiving = Receiving::new(2, NONE);
+    let door = receiving.door.clone();
+    let source = async {
+        let (main, mut main_far) = from(1, Some("source")).await;
+        door.send(main).unwrap();
+        main_far.write_all(&script.main).await.unwrap();
+        for who in [Some("another"), None] {
+            let (near, mut far) = from(1, who).await;
+            far.write_all(&script.hellos[0]).await.unwrap();
+            door.send(near).unwrap();
+            hung_up_on(&mut far).await;
+        }
+        let mut data = Vec::new();
+        for (hello, bytes) in script.hellos.iter().zip(&script.data) {
+            let (near, mut far) = from(1, Some("source")).await;
+            far.write_all(hello).await.unwrap();
+            door.send(near).unwrap();
+            let bytes = bytes.clone();
+            data.push(tokio::spawn(async move {
+                far.write_all(&bytes).await.unwrap();
+                far
+            }));
+        }
+        let said = crate::multifd_wire::listen(&mut main_far).await;
+        for channel in data {
+            drop(channel.await.unwrap());
+        }
+        said
+    };
+    let run = async { receiving.destination.run(&mut receiving.listener).await.unwrap() };
+    let (_outcome, said) = tokio::join!(run, source);
+    assert_eq!(said, Some(0));
+    receiving.check(&script);
+}
+
+/// Whichever deadline notices that the channel is missing.
+#[tokio::test]
+async fn a_channel_that_was_dropped_for_its_address_is_told_with_the_remedy() {
+    for (first_byte, idle, blame) in
+        [(30_000, 300, Blame::Deadline), (300, 30_000, Blame::PeerIncompatible)]
+    {
+        let script = script();
+        let mut receiving = Receiving::new(2, NONE);
+        let mut short = deadlines();
+        short.first_byte = Duration::from_millis(first_byte);
+        short.idle = Some(Duration::from_millis(idle));
+        receiving.destination = receiving.destination.with_deadlines(short);
+        let door = receiving.door.clone();
+        let source = async {
+            let (main, mut main_far) = from(1, None).await;
+            let (first, mut first_far) = from(1, None).await;
+            let (second, mut second_far) = from(2, None).await;
+            first_far.write_all(&script.hellos[0]).await.unwrap();
+            second_far.write_all(&script.hellos[1]).await.unwrap();
+            main_far.write_all(&script.main).await.unwrap();
+            for near in [main, first, second] {
+                door.send(near).unwrap();
+            }
+            hung_up_on(&mut second_far).await;
+            let _sent = first_far.write_all(&script.data[0]).await;
+            let said = crate::multifd_wire::listen(&mut main_far).await;
+            drop(first_far);
+            said
+        };
+        let run = async { receiving.destination.run(&mut receiving.listener).await.unwrap_err() };
+        let (error, said) = tokio::join!(run, source);
+        assert_eq!(error.blame(), blame, "{error}");
+        let text = error.to_string();
+        for part in ["from 192.0.2.2, and the main channel from 192.0.2.1", "come from one address"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(said, Some(1));
+    }
+}

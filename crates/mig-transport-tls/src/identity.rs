@@ -1,0 +1,68 @@
+//! Who is the same: what a handshake has proven about the other end, in the form in which two channels are compared.
+//!
+//! A certificate counts by its subject and its subject alternative names, and not by its bytes: one that is renewed
+//! between two channels is the same source still, and one with an empty subject (SPIFFE has such) is not everybody.
+
+use mig_transport::Identity;
+use x509_parser::{
+    certificate::X509Certificate, oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME, prelude::FromDer,
+};
+
+use crate::session::engine::Peer;
+
+/// `None` if nothing was asked of it.
+pub(crate) fn proven(peer: &Peer) -> Option<Identity> {
+    let (kind, form): (&[u8], Vec<u8>) = match peer {
+        Peer::Anonymous => return None,
+        Peer::Key(user) => (b"psk:", user.clone().into_bytes()),
+        Peer::Certificate(der) => match X509Certificate::from_der(der) {
+            // Both are DER and tell their length, so that no two pairs are the same bytes.
+            Ok((_rest, parsed)) => (b"x509:", [parsed.subject().as_raw(), names(&parsed)].concat()),
+            Err(_unreadable) => (b"der:", der.clone()),
+        },
+    };
+    Some(Identity::proven([kind, &form].concat()))
+}
+
+/// As they are in the certificate, readable or not.
+fn names<'a>(certificate: &X509Certificate<'a>) -> &'a [u8] {
+    let mut extensions = certificate.extensions().iter();
+    extensions
+        .find(|extension| extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME)
+        .map_or(&[], |extension| extension.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+
+    use super::*;
+
+    fn certificate(subject: &str, name: &str) -> Peer {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.distinguished_name = DistinguishedName::new();
+        if !subject.is_empty() {
+            params.distinguished_name.push(DnType::CommonName, subject);
+        }
+        let key = KeyPair::generate().expect("a key");
+        Peer::Certificate(params.self_signed(&key).expect("a certificate").der().to_vec())
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_the_same_and_another_name_is_not() {
+        let one = proven(&certificate("one", "one.example"));
+        assert!(one.is_some());
+        assert_eq!(one, proven(&certificate("one", "one.example")), "other key, other serial");
+        assert_ne!(one, proven(&certificate("two", "one.example")));
+        assert_ne!(one, proven(&certificate("one", "two.example")));
+        let nameless = |name| proven(&certificate("", name));
+        assert_ne!(nameless("one.example"), nameless("two.example"));
+    }
+
+    #[test]
+    fn a_user_of_a_key_is_who_has_it() {
+        assert_eq!(proven(&Peer::Key("a".into())), proven(&Peer::Key("a".into())));
+        assert_ne!(proven(&Peer::Key("a".into())), proven(&Peer::Key("b".into())));
+        assert_eq!(proven(&Peer::Anonymous), None);
+    }
+}
