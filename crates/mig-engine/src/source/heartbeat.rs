@@ -10,7 +10,7 @@
 //! and a destination whose kernel still takes bytes, but which is stopped or stuck itself, is found by the PONG that does
 //! not come. QEMU sends any value back (docs/wire/stream.md §7).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use mig_proto::{Command, encode, peer};
 use mig_stream::StreamWriter;
@@ -24,21 +24,25 @@ use crate::{
 /// The last PING that was answered, counted from 1.
 pub(crate) type Answered = Arc<watch::Sender<u8>>;
 
+/// PINGs whose PONG is awaited, at most: their count is a byte, and must mean one of them only.
+const MOST_OPEN: usize = 128;
+
 /// See the module.
 pub(super) struct Heartbeat {
     every: Duration,
     limit: Duration,
     answered: Answered,
     last: u8,
-    /// Since when no PONG has come for what was said.
-    unanswered: Option<Instant>,
+    /// Those that were not answered, oldest first, and when they were sent. Of an answer that takes longer than a pulse there
+    /// are always some: what counts is how long the oldest has waited.
+    open: VecDeque<(u8, Instant)>,
 }
 
 impl Heartbeat {
     /// `None` if there is to be none.
     pub(super) fn new(deadlines: &Deadlines, answered: Answered) -> Option<Self> {
         let (every, limit) = (deadlines.pulse()?, deadlines.heartbeat?);
-        Some(Self { every, limit, answered, last: 0, unanswered: None })
+        Some(Self { every, limit, answered, last: 0, open: VecDeque::new() })
     }
 
     /// Says PING again and again, between two sections. Only a failure ends it.
@@ -58,7 +62,10 @@ impl Heartbeat {
             tokio::time::sleep(self.every).await;
             self.check()?;
             self.last = self.last.wrapping_add(1);
-            self.unanswered.get_or_insert_with(Instant::now);
+            // One beyond is not needed: an older one is waited for.
+            if self.open.len() < MOST_OPEN {
+                self.open.push_back((self.last, Instant::now()));
+            }
             let mut ping = Vec::with_capacity(16);
             encode::command(&mut ping, &Command::Ping(peer::heartbeat(self.last)));
             out.put(&ping)?;
@@ -70,11 +77,13 @@ impl Heartbeat {
     }
 
     fn check(&mut self) -> Result<()> {
-        if *self.answered.borrow() == self.last {
-            self.unanswered = None;
+        let answered = *self.answered.borrow();
+        // A PONG answers those before it, too: they go the same way, in order.
+        if let Some(at) = self.open.iter().position(|(ping, _sent)| *ping == answered) {
+            self.open.drain(..=at);
         }
-        match self.unanswered {
-            Some(since) if since.elapsed() >= self.limit => Err(self.ran_out()),
+        match self.open.front() {
+            Some((_ping, since)) if since.elapsed() >= self.limit => Err(self.ran_out()),
             _ => Ok(()),
         }
     }

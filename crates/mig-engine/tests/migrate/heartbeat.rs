@@ -42,6 +42,62 @@ async fn a_long_pause_is_no_silence_for_either_end() {
     check(&pair.destination_ram);
 }
 
+/// Far away, or slow: each answer comes after the next PING has left, and none after the deadline.
+#[tokio::test(start_paused = true)]
+async fn answers_that_take_longer_than_a_pulse_are_signs_of_life() {
+    let mut pair = paused(Pair::new());
+    let mut deadlines = mig_engine::Deadlines::default();
+    deadlines.heartbeat = Some(Duration::from_secs(2));
+    pair.source = pair.source.with_deadlines(deadlines);
+    let handle = pair.source.handle();
+    let mut heard = handle.subscribe();
+    let (out, mut relayed) = channels();
+    let (mut relaying, into) = memory_pair(8 * 1024);
+    let (mut from, mut to) = (relayed.take_receiver().unwrap(), relaying.take_sender().unwrap());
+    let (mut answers, mut back) =
+        (relaying.take_receiver().unwrap(), relayed.take_sender().unwrap());
+    let forward = async {
+        let _over = tokio::io::copy(&mut from, &mut to).await;
+        to.shutdown().await.unwrap();
+    };
+    // 600 ms later, and however many are under way.
+    let (late, mut due) = tokio::sync::mpsc::unbounded_channel::<(tokio::time::Instant, Vec<u8>)>();
+    let take = async move {
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut answers, &mut buffer).await {
+            let when = tokio::time::Instant::now() + Duration::from_millis(600);
+            late.send((when, buffer[..read].to_vec())).unwrap();
+        }
+    };
+    let give = async {
+        while let Some((when, bytes)) = due.recv().await {
+            tokio::time::sleep_until(when).await;
+            if back.write_all(&bytes).await.is_err() {
+                break;
+            }
+            let _gone = back.flush().await;
+        }
+    };
+    let operator = async {
+        while heard.recv().await.unwrap() != Event::Status(MigrationStatus::PreSwitchover) {}
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        handle.continue_switchover();
+    };
+    let connector = Ready::new(out);
+    let mut listener = crate::support::Arriving::new([into]);
+    let (sent, received, (), (), (), ()) = tokio::join!(
+        pair.source.run(&connector),
+        pair.destination.run(&mut listener),
+        forward,
+        take,
+        give,
+        operator
+    );
+    sent.unwrap();
+    received.unwrap();
+    check(&pair.destination_ram);
+}
+
 /// Its kernel still takes what is sent, so only the answer that does not come tells.
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_stands_still_is_found() {
