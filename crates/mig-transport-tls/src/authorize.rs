@@ -8,16 +8,17 @@ use std::{fmt, path::Path, str::FromStr};
 use mig_transport::{Error, Result};
 use rustls::pki_types::CertificateDer;
 
-use self::pattern::{Source, What};
+use self::pattern::{Shown, Source, What};
 use crate::{
     credentials::{CertificateFacts, misuse, read_bounded},
     session::engine::Peer,
 };
 
-/// Rules in all, so that a rejected stranger costs microseconds.
+/// Rules in all: each that comes to the handshake's end is held against them.
 const MAX_RULES: usize = 10_000;
-/// Of one file of rules.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Of all rules together, wherever they are written, and of one file of them with its remarks. In memory they are about
+/// thrice that.
+const MAX_BYTES: usize = 1 << 20;
 
 /// Rules about which sources may come, in order.
 ///
@@ -35,6 +36,12 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// number of SANs; a `san:` rule fits if one of them does.
 ///
 /// A rule that denies a distinguished name fits it in either order: certtool prints the other one.
+///
+/// At most 10 000 rules, and 1 MiB of them, files included; they are taken apart once, here. A certificate with SANs that
+/// cannot be read is refused whatever the rules are: what they deny may be among them.
+///
+/// DNS names and the domain of an e-mail address fit in either case, and a dot at the end of a DNS name is none of it. A
+/// pattern for e-mail addresses that has no `@` fits in either case throughout.
 ///
 /// Without a `*`, a pattern is the whole name, nothing else. A `*` stands for any run of characters *within one part*, so
 /// that whoever chooses a value cannot forge its neighbours: it does not cross a comma or plus of a distinguished
@@ -74,7 +81,7 @@ impl Authorization {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let mut parsed = Vec::new();
+        let mut parsed = Rules::default();
         for text in rules {
             let text = trimmed(text.as_ref());
             let (allows, what) = verdict(text);
@@ -87,15 +94,10 @@ impl Authorization {
                         "authorisation rule {text:?}: a file says allow or deny in its own lines; write file:PATH alone"
                     )));
                 }
-                None => parsed.push(text.parse::<Rule>().map_err(misuse)?),
+                None => parsed.push(text, |why| why)?,
             }
         }
-        if parsed.len() > MAX_RULES {
-            return Err(misuse(format!(
-                "{} authorisation rules, and {MAX_RULES} is the most; patterns with * make one of many",
-                parsed.len()
-            )));
-        }
+        let parsed = parsed.rules;
         if !parsed.iter().any(|rule| rule.allows) {
             return Err(misuse(
                 "no authorisation rule allows anybody, so every source would be refused; after rules that deny, end with \
@@ -117,7 +119,14 @@ impl Authorization {
         let source = match peer {
             Peer::Certificate(der) => {
                 match CertificateFacts::of(&CertificateDer::from(der.as_slice())) {
-                    Some(facts) => Source::Certificate(facts),
+                    // What a rule denies may be among them.
+                    Some(facts) if facts.has_unreadable_names => {
+                        return refused(format!(
+                            "{facts}: its certificate has subject alternative names that cannot be read, so no rule can be held \
+                             against them; the source needs a certificate without them"
+                        ));
+                    }
+                    Some(facts) => Source::Certificate(Shown::new(facts)),
                     None => return refused("the source's certificate cannot be read".into()),
                 }
             }
@@ -153,8 +162,29 @@ fn verdict(text: &str) -> (bool, &str) {
     }
 }
 
-fn read_file(path: &Path, rules: &mut Vec<Rule>) -> Result<()> {
-    let bytes = read_bounded(path, MAX_FILE_BYTES)?.ok_or_else(|| {
+/// Those read so far.
+#[derive(Default)]
+struct Rules {
+    rules: Vec<Rule>,
+    bytes: usize,
+}
+
+impl Rules {
+    fn push(&mut self, text: &str, wrong: impl FnOnce(String) -> String) -> Result<()> {
+        self.bytes += text.len();
+        if self.rules.len() == MAX_RULES || self.bytes > MAX_BYTES {
+            return Err(misuse(wrong(format!(
+                "more authorisation rules than {MAX_RULES}, or than {} KiB: that is the most; patterns with * make one of many",
+                MAX_BYTES >> 10
+            ))));
+        }
+        self.rules.push(text.parse().map_err(|why| misuse(wrong(why)))?);
+        Ok(())
+    }
+}
+
+fn read_file(path: &Path, rules: &mut Rules) -> Result<()> {
+    let bytes = read_bounded(path, MAX_BYTES as u64)?.ok_or_else(|| {
         misuse(format!(
             "{}: no such file; it must have one authorisation rule a line",
             path.display()
@@ -168,10 +198,7 @@ fn read_file(path: &Path, rules: &mut Vec<Rule>) -> Result<()> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let rule = line
-            .parse()
-            .map_err(|why| misuse(format!("{}: line {}: {why}", path.display(), at + 1)))?;
-        rules.push(rule);
+        rules.push(line, |why| format!("{}: line {}: {why}", path.display(), at + 1))?;
     }
     Ok(())
 }

@@ -83,6 +83,9 @@ fn a_rule_fits_what_it_says_and_nothing_else() {
         "san:uri:spiffe://example/mig/src1",
         "san:uri:spiffe://example/*",
         "san:email:*@b.example",
+        "san:email:a@B.Example",
+        "san:email:*B.EXAMPLE",
+        "san:dns:laptop.example.com.",
     ] {
         assert!(allows(fits, &laptop), "{fits}");
     }
@@ -106,6 +109,8 @@ fn a_rule_fits_what_it_says_and_nothing_else() {
         "san:uri:spiffe://example/mig/src",
         "san:uri:SPIFFE://example/mig/src1",
         "san:email:a@b.exampl",
+        "san:email:A@b.example",
+        "san:dns:laptop.example.com..",
         "psk:laptop.example.com",
         "psk:*",
     ] {
@@ -164,6 +169,51 @@ fn space_around_a_rule_is_none_of_it() {
     assert!(!allows("dn:CN=a ", &spaced));
     let slashed = source(&[(DnType::CommonName, "a\\")], &[]);
     assert!(allows("dn:CN=a\\\\  ", &slashed));
+}
+
+/// A dot at the end, a domain in another case: what is denied stays denied, whichever side has it.
+#[test]
+fn another_way_to_write_a_name_is_no_way_round_a_rule() {
+    let dotted =
+        source(&[(DnType::CommonName, "a")], &["dns:Src1.Example.", "email:Root@EVIL.example"]);
+    for denied in [
+        "deny san:dns:src1.example",
+        "deny san:dns:src1.example.",
+        "deny san:dns:*.example",
+        "deny san:email:Root@evil.example",
+        "deny san:email:*@Evil.Example",
+        "deny san:email:*Evil*",
+    ] {
+        let rules = Authorization::parse([denied, "allow any"]).expect("rules");
+        assert!(rules.check(&dotted).is_err(), "{denied}");
+    }
+}
+
+/// Nobody knows what a rule would have denied.
+#[test]
+fn names_that_cannot_be_read_are_refused_by_any_rule() {
+    let with = |extension: Vec<u8>| {
+        let site = Site::new();
+        let mut params = client_params("src1");
+        let mut extension = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 17], extension);
+        extension.set_criticality(false);
+        params.custom_extensions.push(extension);
+        let certificate = params.signed_by(&key(), &site.ca).expect("a certificate");
+        Peer::Certificate(certificate.der().to_vec())
+    };
+    let rules = Authorization::parse(["deny san:dns:src1", "allow any"]).expect("rules");
+    let readable = [0x30, 6, 0x82, 4, b's', b'r', b'c', b'2'].to_vec();
+    assert!(rules.check(&with(readable)).is_ok());
+    for extension in [
+        // No sequence; one that is cut; a name that is no ASCII; an address of five bytes.
+        vec![4, 1, 0],
+        vec![0x30, 6, 0x82, 9, b's'],
+        vec![0x30, 6, 0x82, 4, b's', b'r', b'c', 0xff],
+        vec![0x30, 7, 0x87, 5, 1, 2, 3, 4, 5],
+    ] {
+        let told = rules.check(&with(extension.clone())).expect_err("refused").to_string();
+        assert!(told.contains("cannot be read"), "{extension:x?}: {told}");
+    }
 }
 
 #[test]
@@ -238,7 +288,17 @@ fn rules_come_from_files() {
         )
     );
     assert!(wrong("").starts_with("no authorisation rule allows anybody"));
-    assert!(wrong(&"any\n".repeat(10_001)).starts_with("10001 authorisation rules"));
+    let most = format!("any\n{}", "any\n".repeat(9_999));
+    site.write("rules", &most);
+    assert!(allows(&rule, &laptop()));
+    assert!(
+        wrong(&format!("{most}any\n"))
+            .starts_with("DIR/rules: line 10001: more authorisation rules than 10000")
+    );
+    assert!(wrong(&"#\n".repeat(600_000)).contains("larger than 1024 KiB"));
+    site.write("rules", format!("san:uri:{}\n", "x".repeat(600_000)));
+    let error = Authorization::parse([&rule, &rule]).expect_err("too long in all");
+    assert!(error.to_string().contains("1024 KiB"), "{error}");
     std::fs::write(&path, [0xff]).expect("written");
     assert!(wrong("deny any").starts_with("no authorisation rule allows anybody"));
     std::fs::remove_file(&path).expect("removed");

@@ -3,7 +3,10 @@
 use std::{fmt, net::IpAddr};
 
 use rustls::pki_types::CertificateDer;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName,
+    oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME, prelude::FromDer,
+};
 
 use super::{distinguished_name::DistinguishedName, time::utc};
 
@@ -38,6 +41,8 @@ pub(crate) struct CertificateFacts {
     pub(crate) not_before: i64,
     pub(crate) not_after: i64,
     pub(crate) names: Vec<AlternativeName>,
+    /// It is to have alternative names, and not all can be read: what they are is not known.
+    pub(crate) has_unreadable_names: bool,
     pub(crate) is_ca: bool,
 }
 
@@ -50,16 +55,21 @@ impl CertificateFacts {
 
     pub(super) fn of_parsed(parsed: &X509Certificate<'_>) -> Self {
         let alternative = parsed.subject_alternative_name().ok().flatten();
-        let names = alternative
-            .map(|extension| extension.value.general_names.iter().filter_map(known).collect())
-            .unwrap_or_default();
+        let is_readable = alternative.is_some();
+        let general = alternative.map_or(&[][..], |extension| &extension.value.general_names);
+        let has_extension = parsed
+            .extensions()
+            .iter()
+            .any(|extension| extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
         Self {
             subject: DistinguishedName::of(parsed.subject()),
             issuer: DistinguishedName::of(parsed.issuer()),
             serial: parsed.raw_serial_as_string(),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
-            names,
+            names: general.iter().filter_map(known).collect(),
+            has_unreadable_names: has_extension
+                && (!is_readable || general.iter().any(is_unreadable)),
             is_ca: parsed.is_ca(),
         }
     }
@@ -117,6 +127,15 @@ pub(crate) fn printable(text: &str) -> String {
         }
     }
     out
+}
+
+/// Of a kind that rules are about, and not one.
+fn is_unreadable(name: &GeneralName<'_>) -> bool {
+    match name {
+        GeneralName::Invalid(..) => true,
+        GeneralName::IPAddress(_) => known(name).is_none(),
+        _ => false,
+    }
 }
 
 fn known(name: &GeneralName<'_>) -> Option<AlternativeName> {

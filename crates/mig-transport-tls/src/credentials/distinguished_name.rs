@@ -65,11 +65,6 @@ impl DistinguishedName {
         Self { parts: split(text, ',') }
     }
 
-    /// The same in the other order, which certtool prints.
-    pub(crate) fn reversed(&self) -> Self {
-        Self { parts: self.parts.iter().rev().cloned().collect() }
-    }
-
     pub(crate) fn parts(&self) -> &[String] {
         &self.parts
     }
@@ -187,6 +182,5 @@ mod tests {
     fn an_escaped_comma_separates_nothing() {
         let name = DistinguishedName::parse(r"CN=a\,b,O=c\\,OU=d");
         assert_eq!(name.parts(), [r"CN=a\,b", r"O=c\\", "OU=d"]);
-        assert_eq!(name.reversed().to_string(), r"OU=d,O=c\\,CN=a\,b");
     }
 }
