@@ -21,7 +21,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -60,12 +60,14 @@ pub struct TrialSet {
     pub valid_until: String,
 }
 
-/// Makes a set in `directory`, which is created if need be, with mode 0700; keys have mode 0600. The destination's
+/// Makes a set in `directory`, which is created if need be, with mode 0700; keys have mode 0600. One that is there must be
+/// this user's, and nobody else may write to it: whoever can replaces the keys. The destination's
 /// certificate is for `names` beside this machine's own.
 ///
 /// # Errors
 ///
-/// [`Misuse`](Error::Misuse): a file of a set is there already and `force` was not given, or a name is none;
+/// [`Misuse`](Error::Misuse): a file of a set is there already and `force` was not given, a name is none, or the
+/// directory is open to others;
 /// [`Io`](Error::Io): it cannot be written.
 pub fn make(directory: &Path, names: &[String], force: bool) -> Result<TrialSet> {
     make_for(DAYS, directory, names, force)
@@ -209,13 +211,23 @@ fn place(directory: &Path, files: &[(&'static str, String)]) -> Result<()> {
     }
     match private(directory) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {
+            closed_to_others(directory)?;
+        }
         Err(error) => return Err(failed("creating", directory, error)),
     }
     let unfinished = directory.join(UNFINISHED);
     remove_if_there(fs::remove_dir_all(&unfinished))
         .and_then(|()| private(&unfinished))
         .map_err(|error| failed("creating", &unfinished, error))?;
+    let belongs = owner(&unfinished).and_then(|ours| Ok(ours == owner(directory)?));
+    if !belongs.map_err(|error| failed("looking at", directory, error))? {
+        let _nothing_is_in_it = fs::remove_dir(&unfinished);
+        return Err(misuse(format!(
+            "{}: another user's directory, who could replace the keys; take one of your own",
+            directory.display()
+        )));
+    }
     let written = files.iter().try_for_each(|(name, text)| {
         let path = unfinished.join(name);
         write_new(&path, text).map_err(|error| failed("writing", &path, error))
@@ -236,6 +248,26 @@ fn place(directory: &Path, files: &[(&'static str, String)]) -> Result<()> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(|error| failed("writing", directory, error))
+}
+
+/// Whoever can write to a directory can put other files in the place of those in it.
+fn closed_to_others(directory: &Path) -> Result<()> {
+    let mode = fs::metadata(directory)
+        .map_err(|error| Error::io(format!("looking at {}", directory.display()), error))?
+        .mode();
+    if mode & 0o022 != 0 {
+        return Err(misuse(format!(
+            "{0}: others can write to this directory (mode {1:04o}), and could replace the keys; chmod go-w {0}, or take \
+             another",
+            directory.display(),
+            mode & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+fn owner(path: &Path) -> io::Result<u32> {
+    Ok(fs::metadata(path)?.uid())
 }
 
 fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
@@ -352,6 +384,31 @@ mod tests {
             assert!(!dir.path().join(UNFINISHED).exists(), "{at}");
             assert!(ClientCredentials::x509(dir.path()).is_err());
         }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        for open in [0o770, 0o707, 0o1777] {
+            let dir = tempfile::tempdir().expect("a directory");
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(open)).expect("changed");
+            let error = make(dir.path(), &[], true).expect_err("refused");
+            assert_eq!(error.blame(), Blame::Misuse);
+            assert!(error.to_string().contains("chmod go-w"), "{error}");
+            assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0, "{open:o}");
+        }
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // Only root can give one away, and only root can write there then.
+        if std::os::unix::fs::chown(dir.path(), Some(1), None).is_err() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let error = make(dir.path(), &[], true).expect_err("refused");
+        assert!(error.to_string().contains("another user's directory"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use x509_parser::{
 
 use super::{
     certificate::{CertificateFacts, printable},
-    directory::{Directory, PemFile, misuse},
+    directory::{Directory, PemFile, misuse, warn_if_others_may_write},
     provider,
     time::{now, utc},
 };
@@ -73,6 +73,7 @@ impl Trust {
     pub(super) fn load(directory: &Directory) -> Result<Self> {
         let file = directory.require(CA_FILE)?;
         let certificates = file.certificates()?;
+        warn_if_others_may_write(file.path());
         let mut roots = RootCertStore::empty();
         for (at, certificate) in certificates.iter().enumerate() {
             let place = Place { file: file.path(), at, of: certificates.len() };

@@ -102,7 +102,7 @@ impl PemFile {
         }
         match self.sections::<PrivateKeyDer<'static>>("a private key")?.into_iter().next() {
             Some(key) => {
-                warn_if_readable_by_others(&self.path);
+                warn_if_no_secret(&self.path);
                 Ok(key)
             }
             None => Err(self.wrong_kind("private key")),
@@ -166,16 +166,33 @@ impl PemFile {
 }
 
 /// Loud and no more, as QEMU takes such a file without a word: where users share a group, 0640 can be on purpose.
-pub(super) fn warn_if_readable_by_others(path: &Path) {
-    if let Ok(metadata) = fs::metadata(path) {
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o044 != 0 {
-            tracing::warn!(
-                "{}: this secret is readable by others (mode {mode:04o}); chmod 600 it",
-                path.display()
-            );
-        }
+pub(super) fn warn_if_no_secret(path: &Path) {
+    if let Some(mode) = mode(path) {
+        let what = match (mode & 0o044 != 0, mode & 0o022 != 0) {
+            (true, true) => "readable and writable",
+            (true, false) => "readable",
+            (false, true) => "writable",
+            (false, false) => return,
+        };
+        tracing::warn!(
+            "{}: this secret is {what} by others (mode {mode:04o}); chmod 600 it",
+            path.display()
+        );
     }
+}
+
+/// Whoever can write there decides who is trusted.
+pub(super) fn warn_if_others_may_write(path: &Path) {
+    if let Some(mode) = mode(path).filter(|mode| mode & 0o022 != 0) {
+        tracing::warn!(
+            "{}: others can write it (mode {mode:04o}), and put an authority of their own there; chmod go-w it",
+            path.display()
+        );
+    }
+}
+
+fn mode(path: &Path) -> Option<u32> {
+    Some(fs::metadata(path).ok()?.permissions().mode() & 0o777)
 }
 
 /// A whole file of at most `limit` bytes; `None` if there is none.

@@ -8,7 +8,7 @@ use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
 use mig_transport::Result;
 
-use super::directory::{Directory, misuse, purpose, read_bounded, warn_if_readable_by_others};
+use super::directory::{Directory, misuse, purpose, read_bounded, warn_if_no_secret};
 
 const FILE: &str = "keys.psk";
 /// Users in all.
@@ -30,7 +30,7 @@ impl Keys {
         let bytes = read_bounded(&path, MAX_FILE_BYTES)?.ok_or_else(|| {
             misuse(format!("{}: no such file; {}", path.display(), purpose(FILE)))
         })?;
-        warn_if_readable_by_others(&path);
+        warn_if_no_secret(&path);
         let text = String::from_utf8(bytes).map_err(|_| {
             misuse(format!("{}: not text in UTF-8; {}", path.display(), purpose(FILE)))
         })?;

@@ -96,7 +96,24 @@ fn what_is_doubtful_is_warned_about() {
         warned(),
         ["DIR/server-key.pem: this secret is readable by others (mode 0644); chmod 600 it"]
     );
+    for (mode, what) in [(0o622, "writable"), (0o660, "readable and writable")] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).expect("changed");
+        let told = format!(
+            "DIR/server-key.pem: this secret is {what} by others (mode {mode:04o}); chmod 600 it"
+        );
+        assert_eq!(warned(), [told]);
+    }
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("changed");
+
+    let ca = site.path().join("ca-cert.pem");
+    fs::set_permissions(&ca, fs::Permissions::from_mode(0o664)).expect("changed");
+    assert_eq!(
+        warned(),
+        [
+            "DIR/ca-cert.pem: others can write it (mode 0664), and put an authority of their own there; chmod go-w it"
+        ]
+    );
+    fs::set_permissions(&ca, fs::Permissions::from_mode(0o644)).expect("changed");
 
     site.revoke(7, 2021);
     let told = warned();
