@@ -38,6 +38,7 @@ usage: cargo xtask TASK
   lab [--timeout SECONDS] [--memory 4G] [--cpus 2] [--offline] -- COMMAND…
                      run COMMAND as root, here, in a throw-away virtual machine with a soft-RoCE device
   faults [--sample]  the suite of faults, every byte tried (--sample: as many as in `test`), and docs/faults.md
+  faults --render    docs/faults.md again, of the last results
   fuzz               libFuzzer over each target of fuzz/ for a few seconds, as `test` does
   fuzz TARGET [-- libFuzzer's arguments]
                      over one of them until it finds something; `fuzz --list` names them
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         ["test", "--offline"] => told(test::run(&repository, provide::Network::Forbidden)),
         ["faults"] => told(test::run_faults(&repository, true)),
         ["faults", "--sample"] => told(test::run_faults(&repository, false)),
+        ["faults", "--render"] => told(test::render_faults(&repository)),
         ["fuzz", words @ ..] => told(fuzz::command(&repository, words)),
         ["models"] => told(models::run(&repository)),
         ["sanitize"] => told(sanitize::run(&repository)),

@@ -94,6 +94,15 @@ fn fuzzed(repository: &Repository, network: Network, tally: &mut Tally) {
     }
 }
 
+/// docs/faults.md of the last results, whichever run made them.
+pub(crate) fn render_faults(repository: &Repository) -> Result<(), String> {
+    faults::render(repository, &fault_results(repository), true)
+}
+
+fn fault_results(repository: &Repository) -> PathBuf {
+    repository.target.join("fault-results.jsonl")
+}
+
 /// The lab's stage alone, with words for its test runner: a filter, say.
 pub(crate) fn run_lab(repository: &Repository, filter: &[OsString]) -> Result<(), String> {
     let suite = Suite::prepare(repository, Network::Allowed)?;
@@ -138,7 +147,7 @@ impl Suite {
             with_keys: None,
             skips: repository.target.join("test-skips.tsv"),
             results: repository.target.join("interop-results.jsonl"),
-            faults: repository.target.join("fault-results.jsonl"),
+            faults: fault_results(repository),
             second_qemu,
         };
         for file in [&suite.skips, &suite.results, &suite.faults] {

@@ -54,7 +54,7 @@ pub(crate) fn patience(trouble: &Trouble, way: Way) -> Duration {
     match trouble.kind() {
         Kind::Reordered => Duration::from_secs(20 * SLOWNESS),
         Kind::Doubled => Duration::from_secs(3 * SLOWNESS),
-        _ if way == Way::Exec => Duration::from_secs(3 * SLOWNESS),
+        _ if way == Way::Exec || way.is_slow() => Duration::from_secs(3 * SLOWNESS),
         _ => Duration::from_millis(700 * SLOWNESS),
     }
 }

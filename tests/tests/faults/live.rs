@@ -39,6 +39,10 @@ use crate::{
 
 /// Cases under way at a time: most of them wait.
 const AT_ONCE: usize = 128;
+/// The same where the processor is emulated.
+const AT_ONCE_SLOWLY: usize = 8;
+/// Of all cases, too: all of them take ten minutes there.
+const SLOWLY_ONE_IN: usize = 7;
 /// How much more time a case has that is tried again by itself.
 const CALM: u32 = 8;
 /// Descriptors that so many may have open.
@@ -372,9 +376,13 @@ impl Batch {
     async fn try_all(self: Rc<Self>) -> Tally {
         let [source, destination] = &self.counted;
         let thin = self.way.thin() * self.mode.thin();
-        let troubles = cases::all(source, destination, self.way.has_link(), thin);
+        let mut troubles = cases::all(source, destination, self.way.has_link(), thin);
+        if self.way.is_slow() && !cases::long() {
+            troubles = troubles.into_iter().step_by(SLOWLY_ONE_IN).collect();
+        }
         let tally = Rc::new(RefCell::new(Tally::new(self.way.name(), self.mode.name())));
-        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let room =
+            Arc::new(Semaphore::new(if self.way.is_slow() { AT_ONCE_SLOWLY } else { AT_ONCE }));
         let again = Rc::new(RefCell::new(Vec::new()));
         let mut running = JoinSet::new();
         for trouble in troubles {

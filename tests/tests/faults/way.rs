@@ -18,6 +18,9 @@ use rustix::fs::Mode as Mode_;
 
 use crate::{live::Mode, tls};
 
+/// A free port of this machine.
+const VSOCK: &str = "vsock:1:4294967295";
+
 /// How two ends meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -60,6 +63,11 @@ impl Way {
         self == Self::File
     }
 
+    /// Whether it is there only where the processor is emulated.
+    pub(crate) fn is_slow(self) -> bool {
+        matches!(self, Self::Vsock | Self::Rdma)
+    }
+
     /// How much the sample of cases is thinned out: children take their time, and the lab is slow.
     pub(crate) fn thin(self) -> u64 {
         match self {
@@ -82,7 +90,7 @@ impl Way {
     /// Whether this machine has it; if not, says so.
     pub(crate) fn is_here(self) -> bool {
         let (cause, uri) = match self {
-            Self::Vsock => ("vsock-loopback", "vsock:1:0".to_owned()),
+            Self::Vsock => ("vsock-loopback", VSOCK.to_owned()),
             Self::Rdma => ("rdma-device", format!("rdma:{}:{}", lab::IPV4, lab::port())),
             _ => return true,
         };
@@ -142,7 +150,7 @@ impl Way {
         let here = match self {
             Self::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Self::Unix => format!("unix:{}", dir.join("s").display()),
-            Self::Vsock => "vsock:1:0".to_owned(),
+            Self::Vsock => VSOCK.to_owned(),
             Self::Rdma => format!("rdma:{}:{}", lab::IPV4, lab::port()),
             Self::File => format!("file:{}", dir.join("f").display()),
             Self::Exec => commands(dir, mode)[1].clone(),
