@@ -18,7 +18,7 @@ use mig::{
 
 use crate::{
     failure::{Failure, Outcome},
-    flags::{DeadlineFlags, Duration as DurationFlag, RecvFlags, TlsDestinationFlags},
+    flags::{DeadlineFlags, DoorFlags, Duration as DurationFlag, RecvFlags, TlsDestinationFlags},
     inspect::{self, Collector, Report},
     multifd, pinning, result,
     standard::{self, Wanted},
@@ -74,22 +74,7 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     standard::check(&address, Wanted { stdin: false, stdout })?;
     let rdma = address.address().scheme() == "rdma";
     let pinning = pinning::check(rdma, false, flags.rdma_pinned_memory)?;
-    if flags.require_tls && rdma {
-        return Err(Failure::misuse(format!(
-            "--require-tls: {address} carries the guest's memory in the clear, and TLS cannot change that; use tcp: with \
-             --tls-creds, or a network that is trusted"
-        )));
-    }
-    if flags.require_tls
-        && flags.tls.tls_creds.is_none()
-        && is_plaintext_to_others(address.address())
-    {
-        return Err(Failure::misuse(format!(
-            "--require-tls: {address} can be reached by others and carries the guest's memory in the clear"
-        ))
-        .next("give --tls-creds DIR (`mig certs DIR` makes a trial set), or listen on 127.0.0.1 or [::1] and let a tunnel \
-               (ssh, stunnel) bring the source there"));
-    }
+    let allow = door(&flags.door, &flags.tls, &address)?;
     let mut options = RecordOptions::default();
     options.return_path = !flags.no_return_path;
     options.switchover_ack = flags.switchover_ack;
@@ -99,16 +84,39 @@ fn plan(flags: &RecvFlags) -> Outcome<Plan> {
     let mut listen = ListenOptions::default();
     listen.tls = tls::destination(&flags.tls)?;
     listen.set_deadlines(&options.deadlines);
-    if !flags.allow.is_empty() {
-        let allow = AllowList::new(flags.allow.iter().map(|allow| allow.0));
-        allow.check(address.address().scheme())?;
-        listen.allow = Some(allow);
-    }
+    listen.allow = allow;
     listen.return_path = flags.return_path;
     listen.rdma_pinned_memory = pinning.at_most;
     // QEMU's exec: gives its command two pipes; stdout is free for answers unless something else was wanted there.
     listen.answer_on_stdout = stdout.is_none() && (!flags.no_return_path || listen.tls.is_some());
     Ok(Plan { address, keep, options, listen, timeout: flags.timeout.map(|limit| limit.0) })
+}
+
+/// Who may connect, once it is certain that such a door may be opened at all.
+fn door(
+    flags: &DoorFlags,
+    tls: &TlsDestinationFlags,
+    address: &MigrationAddress,
+) -> Outcome<Option<AllowList>> {
+    if flags.require_tls && address.address().scheme() == "rdma" {
+        return Err(Failure::misuse(format!(
+            "--require-tls: {address} carries the guest's memory in the clear, and TLS cannot change that; use tcp: with \
+             --tls-creds, or a network that is trusted"
+        )));
+    }
+    if flags.require_tls && tls.tls_creds.is_none() && is_plaintext_to_others(address.address()) {
+        return Err(Failure::misuse(format!(
+            "--require-tls: {address} can be reached by others and carries the guest's memory in the clear"
+        ))
+        .next("give --tls-creds DIR (`mig certs DIR` makes a trial set), or listen on 127.0.0.1 or [::1] and let a tunnel \
+               (ssh, stunnel) bring the source there"));
+    }
+    if flags.allow.is_empty() {
+        return Ok(None);
+    }
+    let allow = AllowList::new(flags.allow.iter().map(|allow| allow.0));
+    allow.check(address.address().scheme())?;
+    Ok(Some(allow))
 }
 
 pub(crate) fn parse(uri: &str) -> Outcome<MigrationAddress> {
@@ -169,6 +177,7 @@ fn tell(recorded: &Recorded, keep: &Keep, talk: &Talk) {
 /// How to look at a stream that comes.
 pub(crate) struct Looking<'a> {
     pub(crate) tls: &'a TlsDestinationFlags,
+    pub(crate) door: &'a DoorFlags,
     pub(crate) deadlines: &'a DeadlineFlags,
     pub(crate) timeout: Option<DurationFlag>,
 }
@@ -186,6 +195,7 @@ pub(crate) fn inspect(
         options.deadlines = patient(plan.deadlines)?;
         options.stream = inspect::options();
         let mut listen = ListenOptions::default();
+        listen.allow = door(plan.door, plan.tls, &address)?;
         listen.tls = tls::destination(plan.tls)?;
         listen.set_deadlines(&options.deadlines);
         let mut listener = mig::listener(&address, &listen).await?;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::flags::{DeadlineFlags, Duration, TlsDestinationFlags};
+use crate::flags::{DeadlineFlags, DoorFlags, Duration, TlsDestinationFlags};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +37,9 @@ pub(crate) struct InspectFlags {
 
     #[command(flatten)]
     pub(crate) tls: TlsDestinationFlags,
+
+    #[command(flatten)]
+    pub(crate) door: DoorFlags,
 
     /// No remarks; errors are still told
     #[arg(short, long)]

@@ -18,7 +18,7 @@ mod tls;
 use clap::{ArgAction, Parser, Subcommand};
 
 pub(crate) use crate::flags::{
-    allow::Allow,
+    allow::DoorFlags,
     bench::BenchFlags,
     certs::CertsFlags,
     deadline::DeadlineFlags,

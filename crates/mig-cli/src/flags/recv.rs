@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::flags::{Allow, DeadlineFlags, Duration, MultifdFlags, Size, TlsDestinationFlags, Uuid};
+use crate::flags::{
+    DeadlineFlags, DoorFlags, Duration, MultifdFlags, Size, TlsDestinationFlags, Uuid,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,11 +70,6 @@ pub(crate) struct RecvFlags {
     #[arg(long)]
     pub(crate) uuid: Option<Uuid>,
 
-    /// Who may connect; again for others. An address or network (192.0.2.0/24), a user of a unix socket (uid:1000), a
-    /// context id of vsock (cid:3). Default: anybody
-    #[arg(long, value_name = "WHO")]
-    pub(crate) allow: Vec<Allow>,
-
     #[command(flatten)]
     pub(crate) deadlines: DeadlineFlags,
 
@@ -83,9 +80,8 @@ pub(crate) struct RecvFlags {
     #[command(flatten)]
     pub(crate) tls: TlsDestinationFlags,
 
-    /// Do not listen on an address that others can reach without TLS (--tls-creds; rdma has none)
-    #[arg(long)]
-    pub(crate) require_tls: bool,
+    #[command(flatten)]
+    pub(crate) door: DoorFlags,
 
     /// One JSON object a line on stdout while it runs; the last one is the result
     #[arg(long)]

@@ -63,12 +63,21 @@ pub(crate) fn run(flags: &InspectFlags) -> Outcome {
             flags.source
         )));
     }
+    if (flags.door.require_tls || !flags.door.allow.is_empty()) && !matches!(source, Source::Uri(_))
+    {
+        return Err(Failure::misuse(format!(
+            "{}: nobody connects to what is read from there; --allow and --require-tls are for an address on which to wait for \
+             a source",
+            flags.source
+        )));
+    }
     let (report, outcome) = match source {
         Source::Stdin => walk(io::stdin().lock(), "stdin", &StoredStream::default()),
         Source::File(path) => file(path)?,
         Source::Uri(address) => {
             let plan = crate::recv::Looking {
                 tls: &flags.tls,
+                door: &flags.door,
                 deadlines: &flags.deadlines,
                 timeout: flags.timeout,
             };

@@ -131,6 +131,17 @@ fn only_who_is_allowed_is_listened_to() {
     assert_exit(&recv.finish(), 0);
 }
 
+/// Looking takes a whole guest, too.
+#[test]
+fn only_who_is_allowed_is_looked_at() {
+    let inspect = Listening::start(&["inspect", "tcp:127.0.0.1:0", "--allow", "127.0.0.2/32"]);
+    let mut stranger = TcpStream::connect(address(&inspect.uri)).unwrap();
+    let _hung_up = stranger.write_all(&corpus("pc")[..1000]);
+    assert!(closed(stranger));
+    signal(&inspect.child, "INT");
+    assert_exit(&inspect.finish(), 4);
+}
+
 #[test]
 fn users_are_told_apart_over_a_unix_socket() {
     let scratch = Scratch::new();
