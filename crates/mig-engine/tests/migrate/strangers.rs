@@ -11,13 +11,17 @@ use crate::support::{Arriving, Half, Pair, Ready, check};
 
 /// A connection as a listening socket would give it, and the other end as a stranger holds it.
 fn connection() -> (Channel, tokio::io::DuplexStream) {
+    connection_of(Capabilities::socket())
+}
+
+fn connection_of(capabilities: Capabilities) -> (Channel, tokio::io::DuplexStream) {
     let (near, far) = tokio::io::duplex(4096);
     let (reader, writer) = tokio::io::split(near);
     let mut inner = stream_channel(Some(reader), Some(writer), Default::default());
     let parts = ChannelParts {
         receive: Some(Box::new(Half(inner.take_receiver().unwrap()))),
         send: Some(Box::new(Half(inner.take_sender().unwrap()))),
-        capabilities: Capabilities::socket(),
+        capabilities,
         ..ChannelParts::default()
     };
     (Channel::new(parts), far)
@@ -101,6 +105,23 @@ async fn nobody_coming_is_a_deadline() {
     let error = pair.destination.run(&mut Arriving::new([])).await.unwrap_err();
     assert_eq!(error.blame(), Blame::Deadline);
     assert!(error.to_string().contains("waiting for a source"), "{error}");
+}
+
+/// It is open before its source exists, so it has as long as a source has to come, and no longer.
+#[tokio::test(start_paused = true)]
+async fn one_channel_that_says_nothing_is_a_deadline() {
+    for said in [&b""[..], b"QE"] {
+        let mut pair = Pair::new();
+        let (channel, mut far) = connection_of(Capabilities::default());
+        far.write_all(said).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let error = pair.destination.run(&mut Arriving::new([channel])).await.unwrap_err();
+        assert_eq!(
+            (error.blame(), error.wait()),
+            (Blame::Deadline, Some(mig_engine::Wait::Accept))
+        );
+        assert_eq!(begun.elapsed().as_secs(), 300);
+    }
 }
 
 /// Hundreds who say nothing, and half of a word of a source: the oldest go, and the right one is served at once.
