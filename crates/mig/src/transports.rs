@@ -246,19 +246,53 @@ pub async fn listener(
     address: &MigrationAddress,
     options: &ListenOptions,
 ) -> Result<Box<dyn Listener>> {
-    #[cfg(feature = "tls")]
-    if let Some(tls) = &options.tls {
-        return tls.around(address.address(), allowed_listener(address, options)).await;
-    }
-    let listener = allowed_listener(address, options).await?;
-    if let Some(whom) = open_to(address.address()) {
-        tracing::warn!(
-            target: OPEN_DOOR,
-            "{address} takes a guest's whole memory, unencrypted and without asking who it is from, from {whom} that \
-             connects; listen where only the source can reach, bring it there through a tunnel, or use TLS"
-        );
+    let (listener, door) = guarded_listener(address, options).await?;
+    if let Some(warning) = open_door(address, door) {
+        tracing::warn!(target: OPEN_DOOR, "{warning}");
     }
     Ok(listener)
+}
+
+/// What a listener does before it takes a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Plain,
+    /// TLS, with anybody.
+    #[cfg_attr(not(any(feature = "tls", test)), expect(dead_code, reason = "TLS is not built in"))]
+    Encrypts,
+    /// TLS, with who shows a certificate or has a key.
+    #[cfg_attr(not(any(feature = "tls", test)), expect(dead_code, reason = "TLS is not built in"))]
+    Asks,
+}
+
+async fn guarded_listener(
+    address: &MigrationAddress,
+    options: &ListenOptions,
+) -> Result<(Box<dyn Listener>, Door)> {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &options.tls {
+        let door = if tls.credentials.verifies_peer() { Door::Asks } else { Door::Encrypts };
+        let listener = tls.around(address.address(), allowed_listener(address, options)).await?;
+        return Ok((listener, door));
+    }
+    Ok((allowed_listener(address, options).await?, Door::Plain))
+}
+
+/// What there is to be said about such a listener there.
+fn open_door(address: &MigrationAddress, door: Door) -> Option<String> {
+    let whom = open_to(address.address())?;
+    let (how, or) = match door {
+        Door::Plain => ("unencrypted and without asking who it is from", "use TLS"),
+        Door::Encrypts => (
+            "encrypted, but without asking who it is from",
+            "ask for certificates (verify-peer) or keys",
+        ),
+        Door::Asks => return None,
+    };
+    Some(format!(
+        "{address} takes a guest's whole memory, {how}, from {whom} that connects; listen where only the source can reach, \
+         bring it there through a tunnel, or {or}"
+    ))
 }
 
 /// Who may not connect is closed before TLS begins.
@@ -274,10 +308,11 @@ async fn allowed_listener(
     Ok(Box::new(AllowingListener::new(listener, allow.clone())))
 }
 
-/// The target of the warning about a listener that is open to others, for who says it in words of their own.
+/// The target of the warning about a listener that takes others' word for who they are, for who says it in words of their own.
 pub const OPEN_DOOR: &str = "mig::open_door";
 
-/// Whom a listener at this address is open to, unencrypted, beside processes of this machine that may reach it anyway.
+/// Whom a listener at this address is open to, beside processes of this machine that may reach it anyway. What an
+/// inherited descriptor or a command leads to is not known: nobody, as far as this can tell.
 pub fn open_to(address: &Address) -> Option<&'static str> {
     match address {
         Address::Inet(inet) | Address::Rdma(inet) => {
@@ -427,6 +462,45 @@ mod fd {
         match Descriptor::adopt(0) {
             Ok(input) if input.kind().reads() => FdEnds::pair(input, output),
             Ok(_) | Err(_) => Ok(FdEnds::One(output)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_asks_nobody_who_it_is_is_loud_with_tls_too() {
+        let warned = |uri: &str, door| {
+            open_door(&MigrationAddress::parse(uri).expect("an address"), door).unwrap_or_default()
+        };
+        let open = "tcp:0.0.0.0:4444";
+        assert!(warned(open, Door::Plain).contains("unencrypted and without asking"));
+        let encrypted = warned(open, Door::Encrypts);
+        assert!(encrypted.contains("encrypted, but without asking who it is from"), "{encrypted}");
+        assert!(encrypted.contains("from any machine"), "{encrypted}");
+        assert_eq!(warned(open, Door::Asks), "");
+        for door in [Door::Plain, Door::Encrypts, Door::Asks] {
+            assert_eq!(warned("tcp:127.0.0.1:4444", door), "");
+        }
+    }
+
+    #[cfg(all(feature = "bench", feature = "tls", feature = "tcp"))]
+    #[tokio::test]
+    async fn a_listener_knows_whether_it_asks() {
+        let dir = tempfile::tempdir().expect("a directory");
+        mig_transport_tls::trial::make(dir.path(), &[], true).expect("a trial set");
+        let address = MigrationAddress::parse("tcp:127.0.0.1:0").expect("an address");
+        for (verify_peer, expected) in [(true, Door::Asks), (false, Door::Encrypts)] {
+            let credentials = mig_transport_tls::ServerCredentials::x509(dir.path(), verify_peer)
+                .expect("a server's");
+            let options = ListenOptions {
+                tls: Some(ListenTls::new(credentials)),
+                ..ListenOptions::default()
+            };
+            let (_listener, door) = guarded_listener(&address, &options).await.expect("it listens");
+            assert_eq!(door, expected);
         }
     }
 }
