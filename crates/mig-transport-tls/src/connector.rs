@@ -1,14 +1,12 @@
 //! The source's end: a channel is opened, then TLS is agreed on over it, as the TLS client.
 
-use std::sync::{Arc, atomic::AtomicBool};
-
 use async_trait::async_trait;
 use mig_transport::{Channel, Connector, Error, Result};
 
 use crate::{
     credentials::{ClientCredentials, ExpectedName},
     options::TlsOptions,
-    session::{self, Role, Terms},
+    session::{self, Progress, Role, Terms},
 };
 
 /// Opens channels with another connector and puts TLS around each, with a handshake of its own.
@@ -62,7 +60,7 @@ impl Connector for TlsConnector {
             deadline: self.options.handshake,
             // Who the destination must be is part of its certificate's verification.
             admit: TlsOptions::default().admit(),
-            heard: Arc::new(AtomicBool::new(false)),
+            progress: Progress::default(),
             key_update_after: self.options.key_update_after,
         };
         let begin = |endpoint: &_| session::source(&self.credentials, &self.name, endpoint);

@@ -11,20 +11,22 @@ use crate::{
     session::{Admit, engine::Peer},
 };
 
-/// How long the other end may take to agree, from the first byte to the last one of the handshake.
+/// How long the other end may take to agree, to the last byte of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes that may run at a time at one listener. Each holds a descriptor and some 50 KiB; a rightful source needs a few
-/// round trips.
-const MAX_HANDSHAKES: usize = 64;
+/// Handshakes that may run at a time at one listener: all channels of a QEMU with multifd, which connect at once (255 and the
+/// main one), and 64 of whoever else comes. Each holds a descriptor and some 50 KiB, so all of them 16 MiB.
+const MAX_HANDSHAKES: usize = 256 + 64;
 
 /// See the fields; the default is right nearly always.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TlsOptions {
-    /// How long a handshake may take; 10 seconds.
+    /// How long a handshake may take; 10 seconds. It counts from the connection on; at a destination over a transport with one
+    /// channel (fd, exec) from the source's first byte, as the channel is there before the source is.
     pub handshake: Duration,
-    /// Handshakes that may run at a time beside accepting; 64. One more, and the oldest that has not said a word is dropped,
-    /// or the oldest of all.
+    /// Handshakes that may run at a time beside accepting; 320, and no more than a third of the descriptors that this process may
+    /// have. One more, and of the largest crowd, those from one neighbourhood who said as much, the one that got on longest ago
+    /// is dropped. Whoever expects more channels at once than this needs more of them: a source does not try again.
     pub max_handshakes: usize,
     /// At a destination: which of the sources whose certificate was verified may come. `None` is all of them. Has no
     /// meaning at a source.

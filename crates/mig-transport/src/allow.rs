@@ -210,6 +210,10 @@ impl Listener for AllowingListener {
     fn local_addresses(&self) -> Vec<String> {
         self.inner.local_addresses()
     }
+
+    fn nobody_is_missing(&mut self, nobody: bool) {
+        self.inner.nobody_is_missing(nobody);
+    }
 }
 
 impl fmt::Debug for AllowingListener {

@@ -45,4 +45,8 @@ pub trait Listener: Send {
     /// Where it listens, as URIs with the port that was really bound (QEMU's `socket-address`). Empty where nobody
     /// needs to find it.
     fn local_addresses(&self) -> Vec<String>;
+
+    /// Everybody who is expected has come, or somebody is missing again, as at first. A hint: whoever still comes is a stranger
+    /// most likely, and a listener that does work for each may do less. A listener around another one hands it on.
+    fn nobody_is_missing(&mut self, _nobody: bool) {}
 }

@@ -82,6 +82,8 @@ impl<'a> Acceptor<'a> {
     /// Not cancel safe: connections accepted so far are closed.
     pub(crate) async fn main(&mut self, data: &mut Option<DataChannels>) -> Result<Accepted> {
         let limit = self.deadlines.accept;
+        // The listener may have served another migration, or this one before its network failed.
+        self.listener.nobody_is_missing(false);
         let accepted = async {
             loop {
                 match (self.next().await?, &mut *data) {
@@ -123,6 +125,7 @@ impl<'a> Acceptor<'a> {
             let hub = data.hub();
             let complete = !hub.takes_any_number() && hub.arrived() == hub.expected();
             self.candidates.nobody_is_missing(complete);
+            self.listener.nobody_is_missing(complete);
             let arrival = tokio::select! {
                 biased;
                 arrival = self.next() => arrival,
@@ -161,6 +164,7 @@ impl<'a> Acceptor<'a> {
     /// Not cancel safe: connections that are being looked at are closed.
     pub(crate) async fn attend_none(&mut self) -> Infallible {
         self.candidates.nobody_is_missing(true);
+        self.listener.nobody_is_missing(true);
         loop {
             match self.next().await {
                 Ok(Arrival::Data(_, (stream, _))) => self.remember(&stream),

@@ -74,6 +74,10 @@ impl Listener for FaultyListener {
     fn local_addresses(&self) -> Vec<String> {
         self.inner.local_addresses()
     }
+
+    fn nobody_is_missing(&mut self, nobody: bool) {
+        self.inner.nobody_is_missing(nobody);
+    }
 }
 
 /// # Cancel safety

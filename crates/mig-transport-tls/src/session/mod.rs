@@ -30,6 +30,7 @@ mod halves;
 mod incoming;
 mod link;
 mod negotiate;
+mod progress;
 #[cfg(feature = "tls-psk")]
 mod psk;
 mod records;
@@ -38,6 +39,7 @@ pub(crate) use self::{
     beginning::{destination, source},
     halves::Role,
     negotiate::{Admit, Terms, negotiate},
+    progress::{Events, Progress},
 };
 #[cfg(test)]
 pub(crate) use self::{

@@ -10,10 +10,7 @@
 
 use std::{
     io::{self, IoSlice},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,6 +22,7 @@ use super::{
     halves::{Role, StopInner, TlsReceiveHalf, TlsSendHalf},
     incoming::{Incoming, NotTls},
     link::Link,
+    progress::Progress,
 };
 
 /// First bytes of a connection, for the words about one that is no TLS.
@@ -44,10 +42,11 @@ pub(crate) type Admit = dyn Fn(&Peer) -> Result<Option<String>> + Send + Sync;
 /// What both ends of a handshake have.
 pub(crate) struct Terms {
     pub(crate) role: Role,
+    /// From the connection on; where [`starts_with_the_first_byte`], from there.
     pub(crate) deadline: Duration,
     pub(crate) admit: Arc<Admit>,
-    /// Becomes true with the first byte of the other end.
-    pub(crate) heard: Arc<AtomicBool>,
+    /// Is told of each whole record of the other end.
+    pub(crate) progress: Progress,
     /// See [`TlsOptions::key_update_after`](crate::TlsOptions::key_update_after).
     pub(crate) key_update_after: Option<u64>,
 }
@@ -79,7 +78,8 @@ pub(crate) async fn negotiate_link(
     begin: impl FnOnce(&Endpoint) -> Result<Beginning> + Send,
     terms: Terms,
 ) -> Result<(Channel, Arc<Link>)> {
-    let Terms { role, deadline, admit, heard, key_update_after } = terms;
+    let Terms { role, deadline, admit, progress, key_update_after } = terms;
+    let patient = starts_with_the_first_byte(role, &channel);
     let endpoint = channel.endpoint().clone();
     let (receiver, sender) = halves(&mut channel)?;
     let stop = channel.shutdown_handle();
@@ -91,16 +91,19 @@ pub(crate) async fn negotiate_link(
     let beginning = begin(&endpoint)?;
     let doing = || format!("TLS handshake with {}", other_end(&endpoint));
     let words = Arc::clone(&beginning.words);
+    let mut agreeing = Agreeing {
+        receiver,
+        sender,
+        incoming: Incoming::new(),
+        first: Vec::with_capacity(FIRST_BYTES),
+        first_taken: false,
+        progress,
+        doing: doing(),
+    };
+    if patient {
+        agreeing.more(&words).await?;
+    }
     let agreeing = async {
-        let mut agreeing = Agreeing {
-            receiver,
-            sender,
-            incoming: Incoming::new(),
-            first: Vec::with_capacity(FIRST_BYTES),
-            first_taken: false,
-            heard,
-            doing: doing(),
-        };
         let mut established = agreeing.agree(beginning).await?;
         let name = match admit(&established.peer) {
             Ok(name) => name,
@@ -134,6 +137,13 @@ pub(crate) async fn negotiate_link(
     })
     .with_identity(crate::identity::proven(&proven));
     Ok((channel, link))
+}
+
+/// Whether a destination's deadline waits for the source to begin. A transport with one channel (fd, exec) is connected before
+/// its far end exists: `ncat -l` runs long before anybody calls. Nobody else can be kept waiting there, and how long a source
+/// may take to come is not about TLS.
+fn starts_with_the_first_byte(role: Role, channel: &Channel) -> bool {
+    role == Role::Destination && !channel.capabilities().several_channels
 }
 
 /// Both halves, or why there is no TLS over this.
@@ -177,7 +187,7 @@ struct Agreeing {
     /// What came first, for the words about what is no TLS; complete once a record was taken.
     first: Vec<u8>,
     first_taken: bool,
-    heard: Arc<AtomicBool>,
+    progress: Progress,
     doing: String,
 }
 
@@ -211,6 +221,7 @@ impl Agreeing {
             };
             let at = self.incoming.take(len);
             self.first_taken = true;
+            self.progress.made();
             step = handshake.advance(Some(self.incoming.at_mut(at)), &mut out);
         }
     }
@@ -228,20 +239,25 @@ impl Agreeing {
                     return Err(not_tls.unwrap_or_else(|| words.failed(&broken.into())));
                 }
             }
-            let came = match self.receiver.read(self.incoming.room()).await {
-                Ok(came) => came,
-                Err(error) => return Err(self.failed(error)),
-            };
-            self.incoming.came(came);
-            if came == 0 {
-                return Err(words.ended(!self.first.is_empty()));
-            }
-            self.heard.store(true, Ordering::Relaxed);
-            if !self.first_taken {
-                let held = self.incoming.held();
-                self.first = held[..held.len().min(FIRST_BYTES)].to_vec();
-            }
+            self.more(words).await?;
         }
+    }
+
+    /// Waits for bytes, and takes them.
+    async fn more(&mut self, words: &Arc<dyn Words>) -> Result<()> {
+        let came = match self.receiver.read(self.incoming.room()).await {
+            Ok(came) => came,
+            Err(error) => return Err(self.failed(error)),
+        };
+        self.incoming.came(came);
+        if came == 0 {
+            return Err(words.ended(!self.first.is_empty()));
+        }
+        if !self.first_taken {
+            let held = self.incoming.held();
+            self.first = held[..held.len().min(FIRST_BYTES)].to_vec();
+        }
+        Ok(())
     }
 
     async fn say(&mut self, out: &mut Vec<u8>) -> io::Result<()> {

@@ -6,7 +6,10 @@ use mig_testkit::memory_pair;
 use mig_transport::{Blame, Capabilities, Channel, Connector, FdIo, FdKind, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
-use super::doubles::{Door, Ends, half_open, socket_pair};
+use super::{
+    doubles::{Door, Ends, half_open, socket_pair},
+    flood::look,
+};
 
 async fn works(source: &mut Channel, destination: &mut Channel) {
     let mut sender = source.take_sender().expect("fresh");
@@ -21,7 +24,8 @@ async fn works(source: &mut Channel, destination: &mut Channel) {
 /// Time stands still unless everybody waits, so a wait for anybody's deadline would show.
 #[tokio::test(start_paused = true)]
 async fn a_hundred_silent_strangers_delay_nobody() {
-    let ends = Ends::new();
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
     let (knock, door) = Door::new();
     let mut listener = ends.listener(door);
     let mut strangers = Vec::new();
@@ -44,7 +48,8 @@ async fn a_hundred_silent_strangers_delay_nobody() {
     assert_eq!(started.elapsed(), Duration::ZERO);
     works(&mut source, &mut destination).await;
 
-    // One too many drops the oldest silent one; those within the limit go by their deadline.
+    // One too many drops the oldest, also of those who were not looked at yet; those within the limit go by their deadline.
+    look(&mut listener).await;
     let gone = |stranger: &mut Channel| {
         let mut receiver = stranger.take_receiver().expect("fresh");
         async move { receiver.read(&mut [0; 1]).await.expect("an orderly end") }

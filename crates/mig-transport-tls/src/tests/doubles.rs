@@ -1,20 +1,27 @@
 //! Channels and ends for the tests: real sockets without an address, and TLS between them.
 
 use std::{
+    io,
     os::unix::net::UnixStream,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
 };
 
 use async_trait::async_trait;
 use mig_transport::{
-    Capabilities, Channel, Connector, Endpoint, Error, FdIo, FdKind, Listener, Result,
+    Capabilities, Channel, ChannelParts, Connector, Endpoint, Error, FdIo, FdKind, Listener, Peer,
+    ReceiveHalf, Result, SendHalf,
 };
-use tokio::{io::Interest, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    sync::mpsc,
+};
 
 use crate::{
     Authorization, ClientCredentials, ExpectedName, ServerCredentials, TlsConnector, TlsListener,
     TlsOptions,
-    session::{self, Link, Role, Terms},
+    session::{self, Link, Progress, Role, Terms},
     testing::Site,
 };
 
@@ -29,6 +36,55 @@ pub(crate) fn socket_channel(socket: UnixStream) -> Channel {
     let endpoint = Endpoint { transport: "socket", local: "here".into(), peer: "there".into() };
     io.expect("inside a runtime").socket_channel(Capabilities::socket(), endpoint)
 }
+
+/// Two ends in memory; the second one knows where the first is. `several` is whether there could be more of them.
+pub(crate) fn memory_pair_from(peer: Peer, several: bool) -> (Channel, Channel) {
+    let (first, mut second) = mig_testkit::memory_pair(1 << 16);
+    let parts = ChannelParts {
+        receive: second.take_receiver().ok().map(|half| Box::new(Plain(half)) as _),
+        send: second.take_sender().ok().map(|half| Box::new(Plain(half)) as _),
+        capabilities: second.capabilities().with(|can| can.several_channels = several),
+        endpoint: second.endpoint().clone(),
+        peer,
+        ..ChannelParts::default()
+    };
+    (first, Channel::new(parts))
+}
+
+/// A half that copies.
+struct Plain<T>(T);
+
+impl<T: AsyncRead + Send + Unpin> AsyncRead for Plain<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Send + Unpin> AsyncWrite for Plain<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl<T: AsyncRead + Send + Unpin> ReceiveHalf for Plain<T> {}
+
+impl<T: AsyncWrite + Send + Unpin> SendHalf for Plain<T> {}
 
 pub(crate) fn socket_pair() -> (Channel, Channel) {
     let (first, second) = half_open();
@@ -139,7 +195,7 @@ impl Ends {
             role,
             deadline: self.options.handshake,
             admit: self.options.admit(),
-            heard: Arc::default(),
+            progress: Progress::default(),
             key_update_after: self.options.key_update_after,
         }
     }

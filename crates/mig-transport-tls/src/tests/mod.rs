@@ -3,6 +3,7 @@
 mod door;
 mod doubles;
 mod endings;
+mod flood;
 mod half_sent;
 mod handshakes;
 mod keys;

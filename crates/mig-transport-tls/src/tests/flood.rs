@@ -1,0 +1,218 @@
+//! Who makes room when many connect at once: those who make the crowd, and not the source.
+
+use std::{
+    future::{Future, poll_fn},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use mig_transport::{Blame, Channel, Connector, Listener, LogLimit, Peer};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
+
+use super::doubles::{Door, Ends, memory_pair_from};
+use crate::{TlsListener, testing::warnings};
+
+const FLOOD: usize = 300;
+/// Not enough to be of the crowd of those who spoke.
+const A_BYTE: &[u8] = &[0x16];
+
+fn address(last: u8) -> Peer {
+    Peer::address([192, 0, 2, last].into())
+}
+
+/// Connects from there, and says as much.
+async fn stranger(
+    from: Peer,
+    says: &[u8],
+    knock: &mpsc::UnboundedSender<Channel>,
+) -> (Channel, mig_transport::Sender) {
+    let (mut theirs, ours) = memory_pair_from(from, true);
+    knock.send(ours).expect("the door is there");
+    let mut sender = theirs.take_sender().expect("fresh");
+    sender.write_all(says).await.expect("there is room");
+    (theirs, sender)
+}
+
+/// Lets the listener look at everything that is there, and nobody comes of it.
+pub(super) async fn look(listener: &mut TlsListener) {
+    let mut accepting = listener.accept();
+    for _ in 0..3 * FLOOD {
+        let polled = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
+        assert!(polled.is_pending(), "nobody can be done");
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn is_gone(stranger: &mut Channel) -> bool {
+    let mut receiver = stranger.take_receiver().expect("fresh");
+    let mut byte = [0];
+    let mut reading = std::pin::pin!(receiver.read(&mut byte));
+    reading.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+}
+
+/// The source is slow to say a word, and a flood that says one byte a connection comes meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_one_byte_from_elsewhere_drops_itself() {
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    let mut flood = Vec::new();
+    for _ in 0..FLOOD {
+        flood.push(stranger(address(66), A_BYTE, &knock).await);
+    }
+    look(&mut listener).await;
+    let connector = ends.connector(ours);
+    let (source, destination) = tokio::join!(connector.connect(), listener.accept());
+    source.expect("rightful");
+    destination.expect("rightful");
+}
+
+/// The flood has the source's own address (a NAT, a jump host): whoever said a whole record is no part of it.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_one_byte_from_the_same_address_drops_itself() {
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    let connector = ends.connector(ours);
+    let mut connecting = connector.connect();
+    // Its hello is there, its next word comes after the flood.
+    assert!(connecting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let mut flood = Vec::new();
+    for _ in 0..FLOOD {
+        flood.push(stranger(address(1), A_BYTE, &knock).await);
+    }
+    look(&mut listener).await;
+    let (source, destination) = tokio::join!(connecting, listener.accept());
+    source.expect("rightful");
+    destination.expect("rightful");
+}
+
+/// As many channels as QEMU's multifd can have connect at once, and none is sent away.
+#[tokio::test(start_paused = true)]
+async fn all_channels_of_one_source_have_a_place() {
+    let ends = Ends::new();
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let mut channels = Vec::new();
+    for _ in 0..256 {
+        channels.push(stranger(address(1), b"", &knock).await);
+    }
+    look(&mut listener).await;
+    for (channel, _) in &mut channels {
+        assert!(!is_gone(channel).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_have_a_place_once_nobody_is_missing() {
+    let ends = Ends::new();
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        strangers.push(stranger(address(1), b"", &knock).await);
+    }
+    look(&mut listener).await;
+    listener.nobody_is_missing(true);
+    for _ in 0..20 {
+        strangers.push(stranger(address(1), b"", &knock).await);
+    }
+    look(&mut listener).await;
+    let mut gone = 0;
+    for (stranger, _) in &mut strangers {
+        gone += usize::from(is_gone(stranger).await);
+    }
+    assert_eq!(gone, 38);
+
+    listener.nobody_is_missing(false);
+    let mut strangers = Vec::new();
+    for _ in 0..20 {
+        strangers.push(stranger(address(1), b"", &knock).await);
+    }
+    look(&mut listener).await;
+    for (stranger, _) in &mut strangers {
+        assert!(!is_gone(stranger).await);
+    }
+}
+
+/// What is polled beside accepting, a migration, has its turn between.
+#[tokio::test(start_paused = true)]
+async fn one_turn_is_a_few_strangers_and_not_all() {
+    let ends = Ends::new();
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(stranger(address(1), b"GET / HTTP/1.1\r\n", &knock).await);
+    }
+    let mut accepting = listener.accept();
+    for _ in 0..50 {
+        let polled = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
+        assert!(polled.is_pending(), "nobody can be done");
+        tokio::task::yield_now().await;
+    }
+    drop(accepting);
+    let mut gone = 0;
+    for (stranger, _) in &mut strangers {
+        gone += usize::from(is_gone(stranger).await);
+    }
+    assert!((10..=50).contains(&gone), "{gone} of 100 in 50 turns");
+}
+
+#[test]
+fn a_flood_is_a_few_lines_of_the_log() {
+    let told = warnings(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let ends = Ends::new();
+            let (knock, door) = Door::new();
+            let mut listener = ends.listener(door);
+            for _ in 0..100 {
+                drop(stranger(address(1), b"GET / HTTP/1.1\r\n", &knock).await);
+            }
+            drop(knock);
+            listener.accept().await.expect_err("nobody is left");
+        });
+    });
+    assert!(!told.is_empty());
+    assert!(told.len() <= LogLimit::BURST as usize, "{told:?}");
+}
+
+/// `exec:ncat -l` is connected long before anybody calls: how long a source may take to come is not TLS's to say.
+#[tokio::test(start_paused = true)]
+async fn over_the_only_channel_the_deadline_starts_with_the_first_byte() {
+    let ends = Ends::new();
+    let (ours, theirs) = memory_pair_from(Peer::Unknown, false);
+    let mut listener = ends.listener_of(theirs);
+    let connector = ends.connector(ours);
+    let (source, destination) = tokio::join!(
+        async {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            connector.connect().await
+        },
+        listener.accept()
+    );
+    source.expect("rightful");
+    destination.expect("rightful");
+
+    let (mut ours, theirs) = memory_pair_from(Peer::Unknown, false);
+    let mut listener = ends.listener_of(theirs);
+    let mut sender = ours.take_sender().expect("fresh");
+    let started = tokio::time::Instant::now();
+    let (error, ()) = tokio::join!(listener.accept(), async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        sender.write_all(A_BYTE).await.expect("it is read");
+    });
+    let error = error.expect_err("it says no more");
+    assert_eq!(error.blame(), Blame::Deadline, "{error}");
+    assert_eq!(started.elapsed(), Duration::from_secs(60) + ends.options.handshake);
+}
