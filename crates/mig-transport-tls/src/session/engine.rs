@@ -151,6 +151,10 @@ pub(crate) trait Seal: Send {
         Ok(())
     }
 
+    /// Takes the sending keys for worn out after so many records, if they wear out.
+    #[cfg(test)]
+    fn wear_out_after(&mut self, _records: u64) {}
+
     /// How often the sending keys have changed.
     #[cfg(test)]
     fn key_changes(&self) -> u64 {

@@ -12,6 +12,9 @@
 //! §4.2.11), AES-GCM first. TLS 1.2: ECDHE-PSK and DHE-PSK with AEAD; a destination has ECDHE only. A certificate that the
 //! destination shows in place of a key is refused, whoever issued it: it proves nothing to who trusts no CA. No tickets, no resumption, no renegotiation. A key update that the other end asks for is answered with the next data sent,
 //! as RFC 8446 §4.6.3 wants it.
+//!
+//! This end cannot change its own keys: OpenSSL does not do it by itself. AES-GCM wears out after 2²⁴ records (256 GiB, RFC 8446
+//! §5.5), and sending fails then with a text that says so; ChaCha20-Poly1305 does not wear out.
 
 use std::{
     io::{self, Read, Write},
@@ -44,6 +47,9 @@ const SUITES_1_2: &str = "DHE-PSK-AES128-GCM-SHA256:DHE-PSK-AES256-GCM-SHA384:EC
                           DHE-PSK-CHACHA20-POLY1305";
 /// OpenSSL numbers an alert that came by this and the alert's own number (`SSL_AD_REASON_OFFSET`).
 const ALERT_REASONS: std::ops::Range<i32> = 1000..1256;
+
+/// Records that one key of AES-GCM may protect, less a few for what TLS itself says.
+const AES_GCM_RECORDS: u64 = (1 << 24) - 16;
 
 /// The handshake of the end that connects.
 pub(crate) fn client(user: &User, words: Arc<Explainer>) -> Result<Box<dyn Handshake>> {
@@ -250,13 +256,14 @@ impl Handshake for Agreeing {
             if ssl.version2() == Some(SslVersion::TLS1_3) { "TLS 1.3" } else { "TLS 1.2" };
         let suite = ssl.current_cipher().and_then(|cipher| cipher.standard_name()).unwrap_or("?");
         let agreed = format!("{version}, {}, pre-shared key", suite.trim_start_matches("TLS_"));
+        let may_seal = if suite.contains("GCM") { AES_GCM_RECORDS } else { u64::MAX };
         let shared = Shared { stream: Arc::new(Mutex::new(self.stream)), words: self.words };
         Ok(Established {
             open: Box::new(Opener {
                 shared: shared.clone(),
                 plaintext: vec![0; MAX_PLAINTEXT_BYTES],
             }),
-            seal: Box::new(shared),
+            seal: Box::new(Sealer { shared, may_seal, sealed: 0 }),
             peer,
             agreed,
         })
@@ -276,13 +283,16 @@ impl Shared {
 
     fn failed(&self, error: &openssl::ssl::Error) -> io::Error {
         let error = match alert(error) {
+            Some(AlertDescription::BadRecordMac) => damaged(
+                "sending over TLS",
+                "what this end sent was damaged or altered on the way, says the peer (TLS alert bad_record_mac)".into(),
+            ),
             Some(alert) => self.words.failed(&rustls::Error::AlertReceived(alert)),
-            None => Error::PeerMisbehaved {
-                what: format!(
-                    "a TLS record is damaged or altered, or breaks the rules of TLS: {}",
-                    reason(error)
-                ),
-            },
+            // OpenSSL does not tell a forged record from one that breaks a rule.
+            None => {
+                let why = format!("{}: it was damaged or altered on the way", reason(error));
+                damaged("TLS record after the handshake", why)
+            }
         };
         error.into_io()
     }
@@ -315,12 +325,24 @@ impl Open for Opener {
     }
 }
 
-impl Seal for Shared {
+/// Seals, and counts what it sealed.
+struct Sealer {
+    shared: Shared,
+    /// Records that the keys may protect.
+    may_seal: u64,
+    sealed: u64,
+}
+
+impl Seal for Sealer {
     fn seal(&mut self, plaintext: &[u8], out: &mut Records) -> io::Result<()> {
-        let mut stream = self.lock();
+        let mut stream = self.shared.lock();
         let mut rest = plaintext;
         while !rest.is_empty() {
-            let sent = stream.ssl_write(rest).map_err(|error| self.failed(&error))?;
+            if self.sealed >= self.may_seal {
+                return Err(worn_out(self.sealed).into_io());
+            }
+            let sent = stream.ssl_write(rest).map_err(|error| self.shared.failed(&error))?;
+            self.sealed += 1;
             rest = &rest[sent..];
         }
         take(&mut stream, out);
@@ -328,17 +350,17 @@ impl Seal for Shared {
     }
 
     fn settle(&mut self, out: &mut Records) -> io::Result<()> {
-        take(&mut self.lock(), out);
+        take(&mut self.shared.lock(), out);
         Ok(())
     }
 
     fn close(&mut self, out: &mut Records) -> io::Result<()> {
-        let mut stream = self.lock();
+        let mut stream = self.shared.lock();
         // Its error says that there is nobody to say goodbye to any more.
         let said = stream.shutdown();
         take(&mut stream, out);
         match said {
-            Err(error) if error.code() == ErrorCode::SYSCALL => Err(self.failed(&error)),
+            Err(error) if error.code() == ErrorCode::SYSCALL => Err(self.shared.failed(&error)),
             _ => Ok(()),
         }
     }
@@ -347,6 +369,24 @@ impl Seal for Shared {
     fn refuse(&mut self, out: &mut Records) -> io::Result<()> {
         self.close(out)
     }
+
+    #[cfg(test)]
+    fn wear_out_after(&mut self, records: u64) {
+        self.may_seal = self.may_seal.min(records);
+    }
+}
+
+fn worn_out(records: u64) -> Error {
+    let what = format!(
+        "the keys of this TLS connection with a pre-shared key are used up after {records} records, and cannot be changed; use \
+         certificates with TLS 1.3, or more channels"
+    );
+    Error::PeerIncompatible { what }
+}
+
+fn damaged(doing: &str, why: String) -> Error {
+    let source = io::Error::new(io::ErrorKind::InvalidData, why);
+    Error::Io { doing: doing.to_owned(), source }
 }
 
 fn take(stream: &mut SslStream<Pipe>, out: &mut Records) {

@@ -151,12 +151,32 @@ fn a_damaged_record_opens_to_nothing() {
     let mut record = records(&all(&mut out)).remove(0);
     record[8] ^= 1;
     let error = Error::io("reading", destination.open.open(&mut record).expect_err("damaged"));
-    assert_eq!(error.blame(), Blame::PeerMisbehaved);
+    assert_eq!(error.blame(), Blame::Io);
     assert!(error.to_string().contains("damaged or altered"), "{error}");
     destination.seal.settle(&mut out).expect("an alert");
     let mut alert = records(&all(&mut out)).remove(0);
     let error = Error::io("reading", source.open.open(&mut alert).expect_err("an alert"));
-    assert_eq!(error.blame(), Blame::PeerIncompatible, "{error}");
+    assert_eq!(error.blame(), Blame::Io, "{error}");
+    assert!(error.to_string().contains("damaged or altered on the way, says the peer"), "{error}");
+}
+
+#[test]
+fn keys_are_not_worn_out() {
+    let site = site(&format!("qemu:{KEY}\n"));
+    let [source, destination] = shake(source(&site, "qemu"), destination(&site));
+    let (mut source, mut destination) = (source.expect("agreed"), destination.expect("agreed"));
+    source.seal.wear_out_after(3);
+    talk(&mut source.seal, &mut destination.open);
+    let mut out = Records::default();
+    let error = source.seal.seal(b"x", &mut out).expect_err("the fourth");
+    let error = Error::io("writing", error);
+    assert_eq!(error.blame(), Blame::PeerIncompatible);
+    assert!(error.to_string().contains("used up after 3 records"), "{error}");
+    assert!(out.is_empty());
+    // The other direction has keys of its own, and the goodbye is said.
+    talk(&mut destination.seal, &mut source.open);
+    source.seal.close(&mut out).expect("closed");
+    assert!(!out.is_empty());
 }
 
 #[test]
