@@ -105,9 +105,9 @@ impl Handshakes {
             *crowds.entry(one.crowd()).or_insert(0_usize) += 1;
         }
         let largest = crowds.values().copied().max().unwrap_or_default();
-        let of_largest = |one: &&Handshake| crowds[&one.crowd()] == largest;
-        let oldest = self.all.iter().filter(of_largest).map(|one| one.progress.last()).min();
-        let at = self.all.iter().position(|one| Some(one.progress.last()) == oldest);
+        let of_largest =
+            self.all.iter().enumerate().filter(|(_, one)| crowds[&one.crowd()] == largest);
+        let at = of_largest.min_by_key(|(_, one)| one.progress.last()).map(|(at, _)| at);
         let Some(at) = at else { return };
         let dropped = self.all.remove(at);
         if let Some(unsaid) = self.log.say() {
