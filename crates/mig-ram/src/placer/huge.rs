@@ -71,6 +71,12 @@ impl Trial {
         Ok(Self { huge: median(huge), page_by_page: median(page_by_page) })
     }
 
+    /// One after which no chunk is cheap.
+    #[cfg(test)]
+    pub(super) fn never_enough() -> Self {
+        Self { huge: Duration::ZERO, page_by_page: Duration::ZERO }
+    }
+
     /// Whether huge pages are worth it.
     pub(super) fn helps(&self) -> bool {
         self.huge.as_secs_f64() <= self.page_by_page.as_secs_f64() * ENOUGH

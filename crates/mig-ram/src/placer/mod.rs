@@ -188,8 +188,10 @@ impl Placer {
                     lane.staging.push(block, number, page);
                     return lane.submit_if_full(placement);
                 }
-                Bulk::Huge(chunks) => placement.populate_chunk(to, chunks, number),
-                Bulk::Populate => ahead.reach(block, to, number),
+                Bulk::Huge(chunks) if !chunks.are_over() => {
+                    placement.populate_chunk(to, chunks, number);
+                }
+                Bulk::Huge(_) | Bulk::Populate => ahead.reach(block, to, number),
                 Bulk::Userfault(_) | Bulk::Plain => {}
             }
         }
@@ -262,8 +264,10 @@ impl Placer {
             match &to.bulk {
                 // The kernel would wait for the page as any other thread does, for ever.
                 Bulk::Userfault(registration) if registration.is_active() => return Ok(false),
-                Bulk::Huge(chunks) => placement.populate_chunk(to, chunks, number),
-                Bulk::Populate => ahead.reach(block, to, number),
+                Bulk::Huge(chunks) if !chunks.are_over() => {
+                    placement.populate_chunk(to, chunks, number);
+                }
+                Bulk::Huge(_) | Bulk::Populate => ahead.reach(block, to, number),
                 Bulk::Userfault(_) | Bulk::Plain => {}
             }
         }

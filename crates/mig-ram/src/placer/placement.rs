@@ -184,8 +184,6 @@ impl Placement {
                         source,
                     )
                 })?,
-                // The guest may have what its memory was made for.
-                Bulk::Huge(chunks) if chunks.are_over() => block.advise_huge_pages(true),
                 Bulk::Huge(_) | Bulk::Populate | Bulk::Plain => {}
             }
         }
@@ -221,9 +219,6 @@ impl Placement {
             return;
         }
         block.present.set_range(first, pages);
-        if chunks.are_over() {
-            return;
-        }
         self.counters.huge.fetch_add(1, Ordering::Relaxed);
         if chunks.took(begun.elapsed()) {
             let after = self.counters.huge.load(Ordering::Relaxed);
@@ -294,6 +289,19 @@ impl Placement {
 
     pub(super) fn add_cpu_nanos(&self, nanos: u64) {
         self.counters.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        for block in &self.blocks {
+            // However it ended: the guest, or the next attempt, may have what its memory was made for.
+            if let Bulk::Huge(chunks) = &block.bulk
+                && chunks.are_over()
+            {
+                block.advise_huge_pages(true);
+            }
+        }
     }
 }
 
@@ -523,4 +531,82 @@ fn populate_works() -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     mapping::populate_write(&RegionSlice::whole(Arc::new(probe)))
         .map_err(|errno| format!("MADV_POPULATE_WRITE: {}", io::Error::from(errno)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        block::{BlockOptions, RamBlock},
+        mapping::HugePages,
+        memory::RamBlocks,
+    };
+
+    /// `VmFlags` of the mapping with this address, which a kernel without huge pages lacks.
+    fn advice(address: usize) -> Option<&'static str> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut here = false;
+        for line in smaps.lines() {
+            let range = line.split(' ').next().unwrap().split_once('-');
+            let range = range.and_then(|(start, end)| {
+                let hex = |text| usize::from_str_radix(text, 16).ok();
+                Some(hex(start)?..hex(end)?)
+            });
+            if let Some(range) = range {
+                here = range.contains(&address);
+            } else if here && line.starts_with("VmFlags:") {
+                return line.split(' ').find_map(|flag| match flag {
+                    "hg" => Some("allowed"),
+                    "nh" => Some("forbidden"),
+                    _ => None,
+                });
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn huge_pages_that_became_dear_are_over_for_this_attempt_and_no_longer() {
+        let Ok(chunk) = huge::chunk_bytes() else {
+            return mig_testkit::not_applicable("huge-pages", "no transparent huge pages");
+        };
+        let in_chunk = chunk / PAGE_SIZE;
+        let options = BlockOptions { huge_pages: HugePages::Advise, ..BlockOptions::default() };
+        let block = RamBlock::with_options("pc.ram", 16 * chunk as u64, &options).unwrap();
+        let region = block.region();
+        let start = region.as_ptr().as_ptr().addr();
+        if !region.may_have_huge_pages() || advice(start) != Some("allowed") {
+            return mig_testkit::not_applicable("huge-pages", "never used here");
+        }
+        let memory = RamBlocks::new([block]).unwrap();
+        let options = PlacementOptions {
+            policy: PlacePolicy::Only(PlaceMechanism::HugePages),
+            ..PlacementOptions::default()
+        };
+        let mut placement = Placement::new(&memory, options).unwrap();
+        // Whatever a chunk takes is too much.
+        let dear = Bulk::Huge(Chunks::new(chunk, Some(Trial::never_enough())));
+        Arc::get_mut(&mut placement).unwrap().blocks[0].bulk = dear;
+        let mut placer = placement.placer().unwrap();
+        let mut place = |page: usize| {
+            placer.place_page(0, (page * PAGE_SIZE) as u64, &[7; PAGE_SIZE]).unwrap();
+            placement.blocks[0].present.count()
+        };
+        let mut present = 0;
+        for number in 0..4 {
+            let now = place(number * in_chunk);
+            assert!(now > present + 1, "chunk {number}: {present} pages, then {now}");
+            present = now;
+        }
+        assert_eq!(advice(start), Some("forbidden"));
+        for number in 6..12 {
+            assert_eq!(place(number * in_chunk), present + 1, "chunk {number}");
+            present += 1;
+        }
+        assert_eq!(placement.statistics().huge_pages, 4);
+        drop(placer);
+        // Given up, not finished.
+        drop(placement);
+        assert_eq!(advice(start), Some("allowed"));
+    }
 }
