@@ -134,7 +134,11 @@ impl What {
                 .filter(|&bits| bits <= most)
                 .ok_or_else(|| format!("{bits:?} is not a number of bits from 0 to {most}"))?,
         };
-        Ok(Self::Ip(address, bits))
+        // ::ffff:192.0.2.0/120 is 192.0.2.0/24.
+        Ok(match address.to_canonical() {
+            v4 @ IpAddr::V4(_) if most == 128 && bits >= 96 => Self::Ip(v4, bits - 96),
+            _ => Self::Ip(address, bits),
+        })
     }
 
     pub(super) fn fits(&self, source: &Source<'_>) -> bool {
@@ -341,7 +345,12 @@ fn glob<P, R: Row + ?Sized>(
     pattern[at..].iter().all(is_run)
 }
 
+/// An IPv4 address in its IPv6 form is the same machine: who has it in a certificate is in both kinds of networks.
 fn within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
+    in_network(address, network, bits) || in_network(address.to_canonical(), network, bits)
+}
+
+fn in_network(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     let top = |wide: u128, of: u32| {
         if bits == 0 { 0 } else { wide >> (of - u32::from(bits)) }
     };

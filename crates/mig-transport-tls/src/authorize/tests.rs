@@ -189,6 +189,31 @@ fn another_way_to_write_a_name_is_no_way_round_a_rule() {
     }
 }
 
+/// An IPv4 address in its IPv6 form is the same machine, whichever side writes it so.
+#[test]
+fn a_mapped_address_is_no_way_round_a_rule() {
+    let of = |address: &str| source(&[(DnType::CommonName, "a")], &[address]);
+    let (mapped, plain) = (of("ip:::ffff:10.1.2.3"), of("ip:10.1.2.3"));
+    for rule in [
+        "san:ip:10.0.0.0/8",
+        "san:ip:10.1.2.3",
+        "san:ip:::ffff:10.0.0.0/104",
+        "san:ip:::ffff:10.1.2.3",
+        "san:ip:0.0.0.0/0",
+    ] {
+        for peer in [&mapped, &plain] {
+            assert!(allows(rule, peer), "{rule}");
+            let rules = Authorization::parse([&format!("deny {rule}"), "allow any"]);
+            assert!(rules.expect("rules").check(peer).is_err(), "{rule}");
+        }
+    }
+    for rule in ["san:ip:11.0.0.0/8", "san:ip:::ffff:11.0.0.0/104", "san:ip:::/97"] {
+        assert!(!allows(rule, &mapped) && !allows(rule, &plain), "{rule}");
+    }
+    // What was written as IPv6 stays that as well.
+    assert!(allows("san:ip:::/0", &mapped));
+}
+
 /// Nobody knows what a rule would have denied.
 #[test]
 fn names_that_cannot_be_read_are_refused_by_any_rule() {
