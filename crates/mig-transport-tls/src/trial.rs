@@ -402,13 +402,20 @@ mod tests {
     fn a_directory_of_another_user_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         // Only root can give one away, and only root can write there then.
-        if std::os::unix::fs::chown(dir.path(), Some(1), None).is_err() {
-            eprintln!("skipped: needs root");
+        if std::os::unix::fs::chown(dir.path(), Some(1), None).is_ok() {
+            let error = make(dir.path(), &[], true).expect_err("refused");
+            assert!(error.to_string().contains("another user's directory"), "{error}");
+            assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
             return;
         }
-        let error = make(dir.path(), &[], true).expect_err("refused");
-        assert!(error.to_string().contains("another user's directory"), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+        // Whoever is not root knows a directory of another user that it cannot write to.
+        let root = Path::new("/");
+        let owner = |path: &Path| fs::metadata(path).expect("there").uid();
+        assert_ne!(owner(root), owner(dir.path()), "root may give a directory away");
+        let error = make(root, &[], false).expect_err("refused");
+        assert_eq!(error.blame(), Blame::Io, "{error}");
+        assert!(error.to_string().starts_with("creating /"), "{error}");
+        assert!(!root.join(UNFINISHED).exists() && !root.join("ca-cert.pem").exists());
     }
 
     #[test]
