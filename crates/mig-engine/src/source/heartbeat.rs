@@ -61,9 +61,9 @@ impl Heartbeat {
         loop {
             tokio::time::sleep(self.every).await;
             self.check()?;
-            self.last = self.last.wrapping_add(1);
-            // One beyond is not needed: an older one is waited for.
+            // Beyond that the youngest is said again: it keeps up the destination's trust, and any answer means what it says.
             if self.open.len() < MOST_OPEN {
+                self.last = self.last.wrapping_add(1);
                 self.open.push_back((self.last, Instant::now()));
             }
             let mut ping = Vec::with_capacity(16);

@@ -45,9 +45,29 @@ async fn a_long_pause_is_no_silence_for_either_end() {
 /// Far away, or slow: each answer comes after the next PING has left, and none after the deadline.
 #[tokio::test(start_paused = true)]
 async fn answers_that_take_longer_than_a_pulse_are_signs_of_life() {
+    // 600 ms later, and however many are under way.
+    let late = |_begun, now| now + Duration::from_millis(600);
+    answered_late(Duration::from_secs(2), Duration::from_secs(300), late).await;
+}
+
+/// More PINGs than the source can tell apart, all answered at once, and in time.
+#[tokio::test(start_paused = true)]
+async fn a_backlog_that_is_answered_at_once_is_a_sign_of_life() {
+    let hour = Duration::from_secs(3600);
+    let held = |begun, now| std::cmp::max(begun + Duration::from_secs(2000), now);
+    answered_late(hour, 3 * hour, held).await;
+}
+
+/// A pause in which what the destination says arrives at `when(beginning, now)`.
+async fn answered_late(
+    heartbeat: Duration,
+    pause: Duration,
+    when: impl Fn(tokio::time::Instant, tokio::time::Instant) -> tokio::time::Instant,
+) {
+    let begun = tokio::time::Instant::now();
     let mut pair = paused(Pair::new());
     let mut deadlines = mig_engine::Deadlines::default();
-    deadlines.heartbeat = Some(Duration::from_secs(2));
+    deadlines.heartbeat = Some(heartbeat);
     pair.source = pair.source.with_deadlines(deadlines);
     let handle = pair.source.handle();
     let mut heard = handle.subscribe();
@@ -60,12 +80,11 @@ async fn answers_that_take_longer_than_a_pulse_are_signs_of_life() {
         let _over = tokio::io::copy(&mut from, &mut to).await;
         to.shutdown().await.unwrap();
     };
-    // 600 ms later, and however many are under way.
     let (late, mut due) = tokio::sync::mpsc::unbounded_channel::<(tokio::time::Instant, Vec<u8>)>();
     let take = async move {
         let mut buffer = [0; 4096];
         while let Ok(read @ 1..) = tokio::io::AsyncReadExt::read(&mut answers, &mut buffer).await {
-            let when = tokio::time::Instant::now() + Duration::from_millis(600);
+            let when = when(begun, tokio::time::Instant::now());
             late.send((when, buffer[..read].to_vec())).unwrap();
         }
     };
@@ -80,7 +99,7 @@ async fn answers_that_take_longer_than_a_pulse_are_signs_of_life() {
     };
     let operator = async {
         while heard.recv().await.unwrap() != Event::Status(MigrationStatus::PreSwitchover) {}
-        tokio::time::sleep(Duration::from_secs(300)).await;
+        tokio::time::sleep(pause).await;
         handle.continue_switchover();
     };
     let connector = Ready::new(out);
