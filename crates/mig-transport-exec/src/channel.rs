@@ -145,7 +145,11 @@ fn start(command: &ExecCommand, options: &ExecOptions, role: Role) -> Result<Cha
         receive,
         send,
         force: Some(Box::new(Stop(group))),
-        capabilities: Capabilities::default().with(|known| known.return_path = options.return_path),
+        capabilities: Capabilities::default().with(|known| {
+            known.return_path = options.return_path;
+            // A relay that lost its connection may exit as if nothing had been on its way.
+            known.relayed = true;
+        }),
         endpoint: Endpoint { transport: "exec", local: command.shown(), peer: String::new() },
         ..ChannelParts::default()
     }))

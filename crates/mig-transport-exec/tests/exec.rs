@@ -302,7 +302,7 @@ fn two_ways_with_a_return_path() {
     scene("both", async |_| {
         let options = ExecOptions::default().return_path(true);
         let mut channel = source("exec cat", options.clone()).await;
-        assert!(channel.capabilities().return_path);
+        assert!(channel.capabilities().return_path && channel.capabilities().relayed);
         let (mut sender, mut receiver) =
             (channel.take_sender().unwrap(), channel.take_receiver().unwrap());
         sender.write_all(b"ping").await.unwrap();

@@ -119,7 +119,10 @@ impl FdEnds {
                 Ok(Channel::new(ChannelParts {
                     receive: Some(read_end(input)?),
                     send: Some(write_end(output)?),
-                    capabilities: Capabilities::default().with(|known| known.return_path = true),
+                    capabilities: Capabilities::default().with(|known| {
+                        known.return_path = true;
+                        known.relayed = true;
+                    }),
                     endpoint,
                     ..parts()
                 }))

@@ -255,6 +255,7 @@ fn two_pipes_make_a_two_way_channel() {
         assert!(ours.is_two_way() && ours.has_pipe());
         let (mut source, mut destination) = (connect(ours).await, accept(theirs).await);
         assert!(source.capabilities().return_path && !source.capabilities().forced_shutdown);
+        assert!(source.capabilities().relayed, "whoever has the other ends may be a relay");
         let (mut send, mut receive) =
             (source.take_sender().unwrap(), source.take_receiver().unwrap());
         let (mut answer, mut take) =

@@ -18,6 +18,9 @@ pub struct Capabilities {
     pub direct_ram_writes: bool,
     /// What is written is durable once the writer was shut down: a file, not a peer that answers.
     pub storage: bool,
+    /// Between the ends somebody carries the bytes who may lose some of them and still end the channel in order: a command, a
+    /// pipe. That it ended is then no word of the other end.
+    pub relayed: bool,
 }
 
 impl Capabilities {
@@ -31,6 +34,7 @@ impl Capabilities {
             zero_copy: false,
             direct_ram_writes: false,
             storage: false,
+            relayed: false,
         }
     }
 

@@ -28,7 +28,7 @@ use crate::{
     },
     source::{
         AFTERMATH, CONNECTING, Progress, ReturnPath, VERDICT, Verdict, check_several_channels,
-        connect, said_too_early, who_is_silent,
+        connect, ended_by_whom, said_too_early, who_is_silent,
     },
     statistics::MigrationInfo,
     walk::{InputEnd, StreamWalk},
@@ -309,6 +309,7 @@ impl Replayer {
             // Blocks are not known yet. Nobody may ask a stored stream for pages anyway.
             true => Some(ReturnPath::new(
                 stream.return_reader()?,
+                capabilities.relayed,
                 Vec::new(),
                 u64::from(self.options.stream.target_page_size.bytes()),
             )?),
@@ -549,12 +550,15 @@ impl Session<'_> {
     /// The destination did not take the guest.
     fn refused(&self, verdict: Result<Verdict>) -> Error {
         let sent = self.writer.position();
-        if verdict.is_ok() {
+        if matches!(verdict, Ok(Verdict::Failed(_) | Verdict::Closed)) {
             self.progress.set_owner(Owner::Source);
         }
         let how = match verdict {
             Ok(Verdict::Failed(status)) => format!("gave up (SHUT {status})"),
-            Ok(Verdict::Closed) => "closed the channel without a verdict".into(),
+            Ok(Verdict::Ended) if self.progress.owner() == Owner::Unknown => {
+                return ended_by_whom().at(sent);
+            }
+            Ok(Verdict::Closed | Verdict::Ended) => "closed the channel without a verdict".into(),
             Ok(Verdict::Succeeded) => "contradicted itself".into(),
             Err(error) => return error.at(sent),
         };

@@ -101,6 +101,14 @@ pub(crate) fn said_too_early() -> Error {
     )
 }
 
+/// A relayed channel ended after everything was sent: the verdict may be what was lost.
+pub(crate) fn ended_by_whom() -> Error {
+    Error::new(
+        Blame::Io,
+        "what carries the channel (a command, a pipe) ended it, and a verdict of the destination may have been lost there",
+    )
+}
+
 /// What a verdict means for the guest.
 pub(super) fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
     match verdict {
@@ -127,5 +135,11 @@ pub(super) fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
                  error says why",
             ))
         }
+        Verdict::Ended if progress.owner() == Owner::Unknown => Err(ended_by_whom()),
+        Verdict::Ended => Err(Error::new(
+            Blame::PeerIncompatible,
+            "what carries the channel (a command, a pipe) ended it without a verdict: the destination gave up, and its own \
+             log or standard error says why, or the command lost its connection",
+        )),
     }
 }

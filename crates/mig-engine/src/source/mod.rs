@@ -52,7 +52,7 @@ use self::{
     throttle::{Interval, Throttle},
 };
 pub(crate) use self::{
-    listening::{said_too_early, who_is_silent},
+    listening::{ended_by_whom, said_too_early, who_is_silent},
     return_path::{ReturnPath, Verdict},
 };
 use crate::{
@@ -283,6 +283,7 @@ impl Source {
         let mut back = match self.capabilities.return_path {
             true => Some(ReturnPath::new(
                 stream.return_reader()?,
+                stream.capabilities().relayed,
                 self.return_path_blocks()?,
                 PAGE_SIZE as u64,
             )?),

@@ -20,11 +20,15 @@ pub(crate) enum Verdict {
     /// It closed in order without a SHUT. A destination says SHUT before it starts a guest, and what it said arrives
     /// before its end of stream: so it never started this one.
     Closed,
+    /// The channel ended in order without a SHUT, and somebody between the ends may have ended it, with a SHUT on its way
+    /// (`Capabilities::relayed`).
+    Ended,
 }
 
 /// Reads the return path to its end (docs/wire/stream.md §7).
 pub(crate) struct ReturnPath {
     reader: StreamReader,
+    relayed: bool,
     decoder: ReturnPathDecoder,
     rules: SourceReturnPath,
     pub(crate) switchover_ack: Notify,
@@ -33,8 +37,10 @@ pub(crate) struct ReturnPath {
 }
 
 impl ReturnPath {
+    /// Of a channel that is `relayed` its end says nothing about the destination.
     pub(crate) fn new(
         reader: StreamReader,
+        relayed: bool,
         blocks: Vec<SourceBlock>,
         page_size: u64,
     ) -> Result<Self> {
@@ -42,6 +48,7 @@ impl ReturnPath {
             .map_err(|error| Error::misuse(error.to_string()))?;
         Ok(Self {
             reader,
+            relayed,
             decoder: ReturnPathDecoder::new(),
             rules,
             switchover_ack: Notify::new(),
@@ -78,7 +85,7 @@ impl ReturnPath {
             }
             if self.reader.buffer().is_empty() && self.reader.fill().await? == 0 {
                 self.decoder.finish()?;
-                return Ok(Verdict::Closed);
+                return Ok(if self.relayed { Verdict::Ended } else { Verdict::Closed });
             }
             let mut input = self.reader.buffer();
             let before = input.len();

@@ -9,10 +9,10 @@ use std::{
 
 use mig_engine::Owner;
 use mig_proto::state::MigrationStatus;
-use mig_transport::Blame;
+use mig_transport::{Blame, Channel, ChannelParts};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf};
 
-use crate::support::{Diary, Pair, Ready, TestGuest, channels, one_way};
+use crate::support::{Diary, Half, Pair, Ready, TestGuest, channels, one_way};
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_does_not_fit_leaves_the_guest_with_its_source() {
@@ -80,12 +80,22 @@ async fn sent_over<R: AsyncRead + Send + Unpin + 'static>(
     answer: Option<&[u8]>,
     hang_up: bool,
 ) -> (Result<mig_engine::Outcome, mig_engine::Error>, Diary) {
+    sent_through(|channel| channel, way_back, answer, hang_up).await
+}
+
+/// The same, of another kind of channel.
+async fn sent_through<R: AsyncRead + Send + Unpin + 'static>(
+    kind: impl FnOnce(Channel) -> Channel,
+    way_back: impl FnOnce(ReadHalf<DuplexStream>) -> R,
+    answer: Option<&[u8]>,
+    hang_up: bool,
+) -> (Result<mig_engine::Outcome, mig_engine::Error>, Diary) {
     let mut pair = Pair::new();
     let (far, near) = tokio::io::duplex(1 << 20);
     let (reader, writer) = tokio::io::split(near);
     let endpoint = mig_transport::Endpoint { transport: "memory", ..Default::default() };
     let channel = mig_testkit::stream_channel(Some(way_back(reader)), Some(writer), endpoint);
-    let connector = Ready::new(channel);
+    let connector = Ready::new(kind(channel));
     let destination = async {
         let (mut reader, mut writer) = tokio::io::split(far);
         let mut all = Vec::new();
@@ -145,6 +155,58 @@ async fn an_orderly_end_without_a_verdict_means_no() {
     let (error, diary) = sent_to(None, true).await;
     assert_eq!(error.owner(), Owner::Source);
     assert!(diary.runs());
+}
+
+/// As it is over a command or a pipe.
+fn relayed(mut channel: Channel) -> Channel {
+    let parts = ChannelParts {
+        receive: Some(Box::new(Half(channel.take_receiver().unwrap()))),
+        send: Some(Box::new(Half(channel.take_sender().unwrap()))),
+        capabilities: channel.capabilities().with(|can| can.relayed = true),
+        ..ChannelParts::default()
+    };
+    Channel::new(parts)
+}
+
+/// A relay that lost its connection with the verdict on its way exits as one does that has done its work.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_relay_after_everything_was_sent_decides_nothing() {
+    let (outcome, diary) = sent_through(relayed, |io| io, None, true).await;
+    let error = outcome.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::Io, Owner::Unknown), "{error}");
+    assert!(!diary.runs(), "a guest that may run elsewhere must not run here");
+}
+
+/// What came is still what the destination said.
+#[tokio::test(start_paused = true)]
+async fn a_word_that_came_through_a_relay_counts() {
+    let (outcome, diary) =
+        sent_through(relayed, |io| io, Some(&[0, 1, 0, 4, 0, 0, 0, 0]), true).await;
+    assert!(outcome.unwrap().confirmed);
+    assert!(!diary.runs());
+    let (outcome, diary) =
+        sent_through(relayed, |io| io, Some(&[0, 1, 0, 4, 0, 0, 0, 7]), true).await;
+    assert_eq!(outcome.unwrap_err().owner(), Owner::Source);
+    assert!(diary.runs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_relay_before_everything_was_sent_leaves_the_guest_here() {
+    let mut pair = Pair::new();
+    let (out, mut far) = mig_testkit::memory_pair(100);
+    let destination = async {
+        let (mut reader, mut writer) = (far.take_receiver().unwrap(), far.take_sender().unwrap());
+        reader.read_exact(&mut [0; 3000]).await.unwrap();
+        writer.shutdown().await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let connector = Ready::new(relayed(out));
+    let error = tokio::select! {
+        outcome = pair.source.run(&connector) => outcome.unwrap_err(),
+        () = destination => unreachable!(),
+    };
+    assert_eq!((error.blame(), error.owner()), (Blame::PeerIncompatible, Owner::Source));
+    assert!(error.to_string().contains("without a verdict"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

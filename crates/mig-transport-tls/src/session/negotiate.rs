@@ -87,6 +87,8 @@ pub(crate) async fn negotiate_link(
     let capabilities = channel.capabilities().with(|can| {
         can.fd_passing = false;
         can.zero_copy = false;
+        // Nobody between the ends can announce an end.
+        can.relayed = false;
     });
     let beginning = begin(&endpoint)?;
     let doing = || format!("TLS handshake with {}", other_end(&endpoint));

@@ -43,7 +43,10 @@ pub(crate) fn memory_pair_from(peer: Peer, several: bool) -> (Channel, Channel) 
     let parts = ChannelParts {
         receive: second.take_receiver().ok().map(|half| Box::new(Plain(half)) as _),
         send: second.take_sender().ok().map(|half| Box::new(Plain(half)) as _),
-        capabilities: second.capabilities().with(|can| can.several_channels = several),
+        capabilities: second.capabilities().with(|can| {
+            can.several_channels = several;
+            can.relayed = true;
+        }),
         endpoint: second.endpoint().clone(),
         peer,
         ..ChannelParts::default()

@@ -296,3 +296,12 @@ async fn halves_move_to_other_runtimes() {
     wrote.expect("the source's thread");
     read.expect("the destination's thread");
 }
+
+/// Whatever carries it: nobody between the ends can announce one.
+#[tokio::test]
+async fn an_end_that_tls_announces_is_the_other_ends_own() {
+    let pair = super::doubles::memory_pair_from(mig_transport::Peer::Unknown, true);
+    assert!(pair.1.capabilities().relayed);
+    let (_source, destination) = Ends::new().pair(pair).await;
+    assert!(!destination.capabilities().relayed);
+}
