@@ -26,10 +26,9 @@ pub(super) enum Arrival {
 }
 
 impl Arrival {
-    /// From here on its bytes are the migration's, and silence on it counts.
+    /// From here on its bytes are the migration's, and silence on it counts. Its buffer stays small until it is let in.
     pub(super) fn under(self, idle: Option<&Arc<IdleClock>>) -> Self {
         let under = |(mut stream, mut reader): Accepted| {
-            reader.grow(StreamReader::BUFFER_BYTES);
             stream.set_idle(idle.cloned());
             reader.set_idle(idle.cloned());
             (stream, reader)

@@ -22,7 +22,7 @@ mod look;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use mig_stream::{IdleClock, Stream, within};
+use mig_stream::{IdleClock, Stream, StreamReader, within};
 use mig_transport::{Blame, Listener, LogLimit};
 
 pub use self::candidates::MAX_CANDIDATES;
@@ -87,7 +87,10 @@ impl<'a> Acceptor<'a> {
         let accepted = async {
             loop {
                 match (self.next().await?, &mut *data) {
-                    (Arrival::Main(accepted), _) => return Ok(accepted),
+                    (Arrival::Main((stream, mut reader)), _) => {
+                        reader.grow(StreamReader::BUFFER_BYTES);
+                        return Ok((stream, reader));
+                    }
                     (Arrival::Data(hello, (stream, reader)), Some(data)) => {
                         data.admit(hello, stream, reader).await?;
                     }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use mig_engine::MultifdCompression;
-use mig_transport::{Blame, Channel, Identity, Peer};
+use mig_transport::{Blame, Capabilities, Channel, ChannelParts, Identity, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::multifd_wire::{Far, Kind, Mode, Receiving, Script, connection, deadlines, talk};
+use crate::support::Half;
 
 const NONE: MultifdCompression = MultifdCompression::None;
 
@@ -136,5 +137,133 @@ async fn a_channel_that_was_dropped_for_its_address_is_told_with_the_remedy() {
             assert!(text.contains(part), "{text}");
         }
         assert_eq!(said, Some(1));
+    }
+}
+
+/// Whose number cannot be is not kept, whichever guest it is for; those who may be a source's are looked at in no time, however
+/// many are silent.
+#[tokio::test(start_paused = true)]
+async fn channels_before_main_cost_no_time() {
+    let mut receiving = Receiving::new(200, NONE);
+    let mut hello = Script::new(1, Mode::PerRound, NONE).hellos[0];
+    let door = receiving.door.clone();
+    let handle = receiving.destination.handle();
+    let strangers = async {
+        let begun = tokio::time::Instant::now();
+        let mut kept = Vec::new();
+        for id in 0..200 {
+            let (near, mut far) = mig_testkit::memory_pair(4096);
+            let (mut say, hear) = (far.take_sender().unwrap(), far.take_receiver().unwrap());
+            hello[24] = id;
+            say.write_all(&hello).await.unwrap();
+            door.send(several(near)).unwrap();
+            kept.push((say, hear));
+        }
+        let (near, mut far) = mig_testkit::memory_pair(4096);
+        let (mut say, mut hear) = (far.take_sender().unwrap(), far.take_receiver().unwrap());
+        hello[24] = 200;
+        say.write_all(&hello).await.unwrap();
+        door.send(several(near)).unwrap();
+        assert_eq!(hear.read(&mut [0]).await.unwrap_or(0), 0, "hung up on");
+        // Paused time moves where somebody waits for it, a millisecond at least.
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        handle.cancel();
+        kept
+    };
+    let run = receiving.destination.run(&mut receiving.listener);
+    let (received, _kept) = tokio::join!(run, strangers);
+    assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
+}
+
+/// As one of a listener is.
+fn several(mut channel: Channel) -> Channel {
+    Channel::new(ChannelParts {
+        receive: Some(Box::new(Half(channel.take_receiver().unwrap()))),
+        send: Some(Box::new(Half(channel.take_sender().unwrap()))),
+        capabilities: Capabilities::socket(),
+        ..ChannelParts::default()
+    })
+}
+
+/// Strangers from many addresses took every place that there is before main: the oldest of them go, and the source gets in.
+#[tokio::test]
+async fn a_crowd_before_main_keeps_no_source_out() {
+    let script = script();
+    let mut receiving = Receiving::new(2, NONE);
+    let door = receiving.door.clone();
+    let source = async {
+        let mut crowd = Vec::new();
+        for last in 10..60 {
+            for hello in &script.hellos {
+                let (near, mut far) = from(last, None).await;
+                far.write_all(hello).await.unwrap();
+                door.send(near).unwrap();
+                crowd.push(far);
+            }
+        }
+        // Each has been looked at once the last one was.
+        let (near, mut far) = from(59, None).await;
+        far.write_all(&script.hellos[0]).await.unwrap();
+        door.send(near).unwrap();
+        hung_up_on(&mut far).await;
+        hung_up_on(&mut crowd[0]).await;
+        let mut data = Vec::new();
+        for (hello, bytes) in script.hellos.iter().zip(&script.data) {
+            let (near, mut far) = from(1, None).await;
+            far.write_all(hello).await.unwrap();
+            door.send(near).unwrap();
+            let bytes = bytes.clone();
+            data.push(tokio::spawn(async move {
+                far.write_all(&bytes).await.unwrap();
+                far
+            }));
+        }
+        let (main, main_far) = from(1, None).await;
+        door.send(main).unwrap();
+        let said = talk(main_far, &script.main).await;
+        for channel in data {
+            drop(channel.await.unwrap());
+        }
+        said
+    };
+    let run = async { receiving.destination.run(&mut receiving.listener).await.unwrap() };
+    let (_outcome, said) = tokio::join!(run, source);
+    assert_eq!(said, Some(0));
+    receiving.check(&script);
+}
+
+/// A channel too many counts if it came from where main comes from, before it or after it.
+#[tokio::test]
+async fn a_surplus_before_main_is_remembered_of_its_source_alone() {
+    for (surplus_from, blame) in [(1, Blame::PeerIncompatible), (2, Blame::Deadline)] {
+        let script = Script::new(3, Mode::PerRound, NONE);
+        let mut receiving = Receiving::new(2, NONE);
+        let mut short = deadlines();
+        short.first_byte = Duration::from_millis(300);
+        short.idle = Some(Duration::from_secs(3));
+        receiving.destination = receiving.destination.with_deadlines(short);
+        let door = receiving.door.clone();
+        let source = async {
+            let mut ends = Vec::new();
+            let (near, mut beyond) = from(surplus_from, None).await;
+            beyond.write_all(&script.hellos[2]).await.unwrap();
+            door.send(near).unwrap();
+            hung_up_on(&mut beyond).await;
+            for hello in &script.hellos[..2] {
+                let (near, mut far) = from(1, None).await;
+                far.write_all(hello).await.unwrap();
+                door.send(near).unwrap();
+                ends.push(far);
+            }
+            let (near, mut main) = from(1, None).await;
+            main.write_all(&script.main).await.unwrap();
+            door.send(near).unwrap();
+            let _said = crate::multifd_wire::listen(&mut main).await;
+            ends
+        };
+        let run = receiving.destination.run(&mut receiving.listener);
+        let (received, _ends) = tokio::join!(run, source);
+        let error = received.unwrap_err();
+        assert_eq!(error.blame(), blame, "{error}");
     }
 }

@@ -19,6 +19,7 @@
 mod beside;
 mod channel;
 mod device_state;
+mod early;
 mod hub;
 mod landing;
 mod layout;
@@ -42,6 +43,7 @@ pub(crate) use self::{
 use self::{
     channel::DataChannel,
     device_state::{DeviceStateSender, device_states},
+    early::{Early, MOST_EARLY, Waiting},
 };
 use super::lane::{Lane, processors};
 use crate::{
@@ -62,7 +64,7 @@ pub(crate) struct DataChannels {
     method: Method,
     device_states: Option<DeviceStateSender>,
     /// Those that came before main.
-    waiting: Vec<Early>,
+    waiting: Waiting,
     /// Whose main is; `None` before it came.
     main: Option<Origin>,
     /// About a channel of somebody else.
@@ -70,16 +72,6 @@ pub(crate) struct DataChannels {
     log: LogLimit,
     lanes: Vec<Lane<()>>,
 }
-
-/// A channel that came before main.
-struct Early {
-    hello: Hello,
-    stream: Stream,
-    reader: StreamReader,
-}
-
-/// How many channels may wait for main beyond those that are expected: a source's come within moments of it.
-const MOST_EARLY: usize = 64;
 
 impl DataChannels {
     /// Expects the channels of the guest `uuid`; without one, of that which the first channel names.
@@ -110,7 +102,7 @@ impl DataChannels {
             surplus: None,
             method,
             device_states: None,
-            waiting: Vec::new(),
+            waiting: Waiting::default(),
             main: None,
             foreign: None,
             log: LogLimit::default(),
@@ -165,42 +157,44 @@ impl DataChannels {
         }
     }
 
-    /// Whether channel `hello` of this guest can be one of ours; if not, what is to be known about it is kept.
-    fn fits(&mut self, hello: &Hello, stream: &Stream) -> bool {
-        let name = stream.endpoint().to_string();
-        if let Some(uuid) = self.uuid.filter(|uuid| *uuid != hello.uuid) {
-            if let Some(unsaid) = self.log.say() {
-                tracing::warn!(
-                    channel = name,
-                    unsaid,
-                    "a data channel of another guest was dropped: its UUID is {:032x}, not {:032x}",
-                    u128::from_be_bytes(hello.uuid),
-                    u128::from_be_bytes(uuid)
-                );
-            }
+    /// Whether the hello is of another guest than ours.
+    fn is_another_guests(&mut self, hello: &Hello, stream: &Stream) -> bool {
+        let Some(uuid) = self.uuid.filter(|uuid| *uuid != hello.uuid) else {
             return false;
-        }
-        let channels = self.hub.expected();
-        if !self.hub.takes_any_number() && usize::from(hello.id) >= channels {
-            if let Some(unsaid) = self.log.say() {
-                tracing::warn!(
-                    channel = name,
-                    id = hello.id,
-                    unsaid,
-                    "a data channel beyond the expected was dropped"
-                );
-            }
-            self.surplus.get_or_insert_with(|| {
-                Error::peer_incompatible(format!(
-                    "the source opened data channel {}, and {channels} are expected here, numbered from 0: what it sends \
-                     there would be lost; set multifd-channels the same at both ends",
-                    hello.id
-                ))
-                .on(name)
-            });
-            return false;
+        };
+        if let Some(unsaid) = self.log.say() {
+            tracing::warn!(
+                channel = %stream.endpoint(),
+                unsaid,
+                "a data channel of another guest was dropped: its UUID is {:032x}, not {:032x}",
+                u128::from_be_bytes(hello.uuid),
+                u128::from_be_bytes(uuid)
+            );
         }
         true
+    }
+
+    /// What is to be known about a channel beyond the expected ones, if this is one.
+    fn beyond_the_expected(&mut self, hello: &Hello, stream: &Stream) -> Option<Error> {
+        let channels = self.hub.expected();
+        if self.hub.takes_any_number() || usize::from(hello.id) < channels {
+            return None;
+        }
+        let name = stream.endpoint().to_string();
+        if let Some(unsaid) = self.log.say() {
+            tracing::warn!(
+                channel = name,
+                id = hello.id,
+                unsaid,
+                "a data channel beyond the expected was dropped"
+            );
+        }
+        let surplus = Error::peer_incompatible(format!(
+            "the source opened data channel {}, and {channels} are expected here, numbered from 0: what it sends there \
+             would be lost; set multifd-channels the same at both ends",
+            hello.id
+        ));
+        Some(surplus.on(name))
     }
 
     /// Keeps a channel until it is known where main comes from. Only of one and the same end there is but one of a number.
@@ -209,32 +203,39 @@ impl DataChannels {
     ///
     /// Not cancel safe: the channel may be dropped.
     async fn wait_for_main(&mut self, early: Early) {
-        let (id, from) = (early.hello.id, Origin::of(&early.stream));
-        if self.uuid_is_told && !self.fits(&early.hello, &early.stream) {
+        let (hello, from) = (early.hello, Origin::of(&early.stream));
+        // Before main only what we were told is known.
+        if self.is_another_guests(&hello, &early.stream) {
+            return;
+        }
+        if let Some(surplus) = self.beyond_the_expected(&hello, &early.stream) {
+            self.waiting.remember_surplus(from, hello.uuid, surplus);
             return;
         }
         self.forget_the_gone().await;
-        let taken = |other: &&Early| Origin::of(&other.stream).is_same(&from);
-        let of_its_own = || self.waiting.iter().filter(taken);
-        let another_guest = of_its_own().any(|other| other.hello.uuid != early.hello.uuid);
-        let twice = of_its_own().any(|other| other.hello.id == id);
-        let full = self.waiting.len() >= self.hub.expected() + MOST_EARLY;
-        if another_guest || twice || full {
+        if let Some(why) = self.waiting.refuses(&hello, &from) {
             if let Some(unsaid) = self.log.say() {
                 let channel = early.stream.endpoint();
-                let why = match (another_guest, twice) {
-                    (true, _) => "of another guest than the first from there",
-                    (_, true) => "of a number that is there",
-                    _ => "of too many before any main channel",
-                };
-                tracing::warn!(%channel, id, unsaid, "a data channel {why} was dropped");
+                tracing::warn!(%channel, id = hello.id, unsaid, "a data channel {why} was dropped");
             }
             return;
         }
-        tracing::debug!(channel = %early.stream.endpoint(), id, "a data channel before main");
-        if usize::from(id) < self.hub.expected() || self.hub.takes_any_number() {
-            self.hub.set_here(id, true);
+        while self.waiting.len() >= self.hub.expected() + MOST_EARLY
+            && let Some(dropped) = self.waiting.make_room()
+        {
+            self.is_gone(dropped.hello.id);
+            if let Some(unsaid) = self.log.say() {
+                let channel = dropped.stream.endpoint();
+                tracing::warn!(
+                    %channel,
+                    id = dropped.hello.id,
+                    unsaid,
+                    "many data channels and no main channel: the oldest from where most of them are was dropped"
+                );
+            }
         }
+        tracing::debug!(channel = %early.stream.endpoint(), id = hello.id, "a data channel before main");
+        self.hub.set_here(hello.id, true);
         self.waiting.push(early);
     }
 
@@ -244,7 +245,7 @@ impl DataChannels {
     ///
     /// Not cancel safe: the channel may be dropped.
     async fn join(&mut self, early: Early) -> Result<()> {
-        let Early { hello, stream, reader } = early;
+        let Early { hello, stream, mut reader } = early;
         let name = stream.endpoint().to_string();
         if let Some(why) = self.main.as_ref().and_then(|main| main.refuses(&stream)) {
             if let Some(unsaid) = self.log.say() {
@@ -257,7 +258,11 @@ impl DataChannels {
             // Whoever named another was no part of this migration.
             self.uuid = None;
         }
-        if !self.fits(&hello, &stream) {
+        if self.is_another_guests(&hello, &stream) {
+            return Ok(());
+        }
+        if let Some(surplus) = self.beyond_the_expected(&hello, &stream) {
+            self.surplus.get_or_insert(surplus);
             return Ok(());
         }
         if self.hub.is_here(hello.id)
@@ -276,6 +281,8 @@ impl DataChannels {
         self.uuid = Some(hello.uuid);
         self.hub.set_here(hello.id, true);
         tracing::debug!(channel = name, id = hello.id, "a data channel");
+        // Only now: whoever is not let in costs no more than its hello.
+        reader.grow(StreamReader::BUFFER_BYTES);
         self.start_one(hello.id, stream, reader)
     }
 
@@ -341,15 +348,16 @@ impl DataChannels {
     pub(crate) async fn start(&mut self, main: Origin) -> Result<()> {
         // Of a source that gave up before its main channel came.
         self.forget_the_gone().await;
-        self.main = Some(main);
-        for early in &self.waiting {
-            let id = early.hello.id;
-            if usize::from(id) < self.hub.expected() {
-                self.hub.set_here(id, false);
-            }
+        self.main = Some(main.clone());
+        let early = self.waiting.take();
+        for one in &early {
+            self.hub.set_here(one.hello.id, false);
         }
-        for early in std::mem::take(&mut self.waiting) {
-            self.join(early).await?;
+        for one in early {
+            self.join(one).await?;
+        }
+        if let Some(surplus) = self.waiting.take_surplus(&main, self.uuid) {
+            self.surplus.get_or_insert(surplus);
         }
         Ok(())
     }
@@ -377,29 +385,18 @@ impl DataChannels {
     ///
     /// Cancel safe: what came stays in its reader.
     async fn forget_the_gone(&mut self) {
-        let mut at = 0;
-        while let Some(early) = self.waiting.get_mut(at) {
-            let id = early.hello.id;
-            let reader = &mut early.reader;
-            // A source may have sent everything and left before we look. No longer than one look.
-            let gone = reader.buffer().is_empty()
-                && match tokio::time::timeout(Duration::ZERO, reader.fill()).await {
-                    Ok(Ok(came)) => came == 0,
-                    Ok(Err(_)) => true,
-                    Err(_nothing) => false,
-                };
-            if !gone {
-                at += 1;
-                continue;
-            }
+        for id in self.waiting.forget_the_gone().await {
             if let Some(unsaid) = self.log.say() {
                 tracing::warn!(id, unsaid, "a data channel ended before its main channel came");
             }
-            self.waiting.remove(at);
-            let others = self.waiting.iter().any(|other| other.hello.id == id);
-            if !others && usize::from(id) < self.hub.expected() {
-                self.hub.set_here(id, false);
-            }
+            self.is_gone(id);
+        }
+    }
+
+    /// One of those that wait for main is not there any more; another one may have its number.
+    fn is_gone(&self, id: u8) {
+        if !self.waiting.has(id) {
+            self.hub.set_here(id, false);
         }
     }
 }

@@ -29,6 +29,14 @@ impl Origin {
         }
     }
 
+    /// What several channels of one end have in common, whoever it is.
+    pub(super) fn crowd(self) -> (Peer, Option<Identity>) {
+        match self.identity {
+            Some(proven) => (Peer::Unknown, Some(proven)),
+            None => (self.peer.neighbourhood(), None),
+        }
+    }
+
     /// Why `channel` is no data channel of this main channel's source, with what to do if it is after all.
     pub(super) fn refuses(&self, channel: &Stream) -> Option<String> {
         let from = Self::of(channel);
