@@ -267,3 +267,43 @@ async fn a_surplus_before_main_is_remembered_of_its_source_alone() {
         assert_eq!(error.blame(), blame, "{error}");
     }
 }
+
+/// Whoever connects, again and again, does not put off what is found out about the source.
+#[tokio::test]
+async fn strangers_do_not_put_off_that_a_channel_is_too_many() {
+    let script = Script::new(3, Mode::PerRound, NONE);
+    let mut receiving = Receiving::new(2, NONE);
+    let mut short = deadlines();
+    short.first_byte = Duration::from_millis(400);
+    short.idle = Some(Duration::from_secs(20));
+    receiving.destination = receiving.destination.with_deadlines(short);
+    let door = receiving.door.clone();
+    let source = async {
+        let mut ends = Vec::new();
+        for (number, bytes) in [
+            (None, &script.main[..]),
+            (Some(0), &script.hellos[0]),
+            (Some(1), &script.hellos[1]),
+            (Some(2), &script.hellos[2]),
+        ] {
+            let (near, mut far) = from(1, None).await;
+            far.write_all(bytes).await.unwrap();
+            door.send(near).unwrap();
+            ends.push((number, far));
+        }
+        loop {
+            let (near, mut far) = from(2, None).await;
+            far.write_all(&script.hellos[2]).await.unwrap();
+            if door.send(near).is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let error = tokio::select! {
+        received = receiving.destination.run(&mut receiving.listener) => received.unwrap_err(),
+        () = source => unreachable!(),
+    };
+    assert_eq!(error.blame(), Blame::PeerIncompatible, "{error}");
+    assert!(error.to_string().contains("multifd-channels"), "{error}");
+}

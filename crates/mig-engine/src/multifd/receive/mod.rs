@@ -32,6 +32,7 @@ use mig_proto::multifd::{Hello, Method};
 use mig_ram::{Copying, PlacementOptions};
 use mig_stream::{Stream, StreamReader};
 use mig_transport::{Blame, LogLimit};
+use tokio::time::Instant;
 
 pub(crate) use self::{
     beside::Beside,
@@ -61,6 +62,8 @@ pub(crate) struct DataChannels {
     uuid_is_told: bool,
     /// About a channel beyond the expected ones.
     surplus: Option<Error>,
+    /// Since when nothing came, and how much had come by then, while somebody waits for that to end.
+    quiet: Option<(Instant, u64)>,
     method: Method,
     device_states: Option<DeviceStateSender>,
     /// Those that came before main.
@@ -100,6 +103,7 @@ impl DataChannels {
             uuid,
             uuid_is_told: uuid.is_some(),
             surplus: None,
+            quiet: None,
             method,
             device_states: None,
             waiting: Waiting::default(),
@@ -295,22 +299,28 @@ impl DataChannels {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe; the wait begins anew.
+    /// Cancel safe: called again, it goes on where it was, so that nobody who connects meanwhile makes it any longer.
     pub(crate) async fn stalled_by_surplus(&mut self, limit: Duration) -> Error {
         loop {
-            let statistics = &self.shared.statistics;
-            // Main counts what it read when it comes to it, the lanes at once.
-            let came = || statistics.transferred.value() + statistics.multifd_bytes.value();
-            let before = came();
-            tokio::time::sleep(limit).await;
-            let moved = came() != before;
-            if !moved
-                && self.hub.lacks_pages()
-                && let Some(surplus) = self.surplus.take()
-            {
-                return surplus;
+            let came = self.came();
+            let (since, before) = *self.quiet.get_or_insert_with(|| (Instant::now(), came));
+            if before == came {
+                tokio::time::sleep_until(since + limit).await;
+                if self.came() == before
+                    && self.hub.lacks_pages()
+                    && let Some(surplus) = self.surplus.take()
+                {
+                    return surplus;
+                }
             }
+            self.quiet = None;
         }
+    }
+
+    /// Main counts what it read when it comes to it, the lanes at once.
+    fn came(&self) -> u64 {
+        let statistics = &self.shared.statistics;
+        statistics.transferred.value() + statistics.multifd_bytes.value()
     }
 
     /// The stream is over. A channel beyond the expected ones matters if pages are missing: anybody can say a hello.
