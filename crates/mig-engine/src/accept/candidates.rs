@@ -5,9 +5,17 @@
 //! ```
 //!
 //! A source speaks as soon as it is connected, so it needs its seat for a moment only. Whoever comes beyond the last seat
-//! gets one, and somebody of the largest crowd loses theirs: a flood pushes out itself, and not somebody else.
+//! gets one, and somebody of the largest crowd loses theirs: a flood pushes out itself, and not somebody else. From as many
+//! neighbourhoods as there are seats every crowd is of one: then those who have said nothing yet go first.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use mig_transport::{Channel, LogLimit, Peer};
 use rustix::process::{Resource, getrlimit};
@@ -44,6 +52,7 @@ struct Seat {
     task: Id,
     handle: AbortHandle,
     from: Peer,
+    spoke: Arc<AtomicBool>,
 }
 
 impl Candidates {
@@ -84,8 +93,9 @@ impl Candidates {
             self.make_room();
         }
         let from = channel.peer().neighbourhood();
-        let handle = self.tasks.spawn(look_at(channel, first_byte));
-        self.seats.push(Seat { task: handle.id(), handle, from });
+        let spoke = Arc::<AtomicBool>::default();
+        let handle = self.tasks.spawn(look_at(channel, first_byte, Arc::clone(&spoke)));
+        self.seats.push(Seat { task: handle.id(), handle, from, spoke });
     }
 
     fn make_room(&mut self) {
@@ -94,7 +104,12 @@ impl Candidates {
             *crowds.entry(seat.from).or_insert(0_usize) += 1;
         }
         let largest = crowds.values().copied().max().unwrap_or_default();
-        let Some(at) = self.seats.iter().position(|seat| crowds[&seat.from] == largest) else {
+        // Where all are alone, whoever speaks is more likely to be meant than who does not.
+        let spoke = |seat: &Seat| largest == 1 && seat.spoke.load(Ordering::Relaxed);
+        let of_largest =
+            self.seats.iter().enumerate().filter(|(_, seat)| crowds[&seat.from] == largest);
+        // The first of several equal ones.
+        let Some((at, _)) = of_largest.min_by_key(|(_, seat)| spoke(seat)) else {
             return;
         };
         let seat = self.seats.remove(at);

@@ -1,6 +1,12 @@
 //! What a connection says it is, by its first bytes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use mig_proto::{FirstBytes, classify, multifd::Hello};
 use mig_stream::{IdleClock, Stream, StreamOptions, StreamReader, within};
@@ -40,12 +46,16 @@ impl Arrival {
     }
 }
 
-/// Reads the first bytes of a channel and decides what it is.
+/// Reads the first bytes of a channel and decides what it is; `spoke` is set once there are any.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future closes the channel.
-pub(super) async fn look_at(channel: Channel, first_byte: Duration) -> Result<Arrival> {
+pub(super) async fn look_at(
+    channel: Channel,
+    first_byte: Duration,
+    spoke: Arc<AtomicBool>,
+) -> Result<Arrival> {
     let name = channel.endpoint().to_string();
     let options = StreamOptions::default().buffer_bytes(FIRST_LOOK_BYTES);
     let mut stream = Stream::open(channel, options);
@@ -55,6 +65,7 @@ pub(super) async fn look_at(channel: Channel, first_byte: Duration) -> Result<Ar
     let deadline = strangers.then_some(first_byte);
     let first = within::<_, Error>("waiting for the first bytes", deadline, async {
         loop {
+            spoke.store(!reader.buffer().is_empty(), Ordering::Relaxed);
             match classify(reader.buffer()) {
                 FirstBytes::TooFew if reader.fill().await? == 0 => return Ok(FirstBytes::TooFew),
                 FirstBytes::TooFew => {}

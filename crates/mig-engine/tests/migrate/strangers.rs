@@ -192,6 +192,36 @@ async fn a_crowd_pushes_out_itself() {
     assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
 }
 
+/// From everywhere, so that no crowd is larger than another: whoever began to speak stays, and of the others the oldest go.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_from_everywhere_pushes_out_the_silent_ones_first() {
+    let mut pair = Pair::new();
+    let peer = |at: usize| Peer::address([10, 0, (at >> 8) as u8, at as u8].into());
+    let (slow, mut slow_end) = connection();
+    slow_end.write_all(b"QEVM\0\0\0\x03\x07\0\0").await.unwrap();
+    let mut arriving = vec![slow.with_peer(peer(0))];
+    let mut ends = Vec::new();
+    for at in 1..mig_engine::MAX_CANDIDATES + 100 {
+        let (near, far) = connection();
+        arriving.push(near.with_peer(peer(at)));
+        ends.push(far);
+    }
+    let mut listener = Arriving::new(arriving);
+    let handle = pair.destination.handle();
+    let watch = async {
+        let mut nothing = [0];
+        for end in &mut ends[..90] {
+            let read = tokio::io::AsyncReadExt::read(end, &mut nothing).await;
+            assert_eq!(read.unwrap(), 0, "the oldest are hung up on");
+        }
+        let waits = tokio::io::AsyncReadExt::read(&mut slow_end, &mut nothing);
+        assert!(tokio::time::timeout(Duration::from_secs(1), waits).await.is_err(), "it may stay");
+        handle.cancel();
+    };
+    let (received, ()) = tokio::join!(pair.destination.run(&mut listener), watch);
+    assert_eq!(received.unwrap_err().blame(), Blame::Cancelled);
+}
+
 /// Once the right source is in, a crowd that says nothing is sent away: it would keep out whoever comes to say something.
 #[tokio::test(start_paused = true)]
 async fn a_crowd_is_sent_away_once_the_source_is_in() {

@@ -7,6 +7,8 @@
 //! whether it connects only, or says a byte, or knows how to begin. A rightful source says its first record at once, so even from
 //! a flood's own address it is in a crowd of few when it matters; and a flood that speaks as it does has to do as much
 //! for each connection as this end.
+//!
+//! From as many neighbourhoods as there are places every crowd is of one: then those who did not say a record go first.
 
 use std::{
     collections::HashMap,
@@ -107,7 +109,10 @@ impl Handshakes {
         let largest = crowds.values().copied().max().unwrap_or_default();
         let of_largest =
             self.all.iter().enumerate().filter(|(_, one)| crowds[&one.crowd()] == largest);
-        let at = of_largest.min_by_key(|(_, one)| one.progress.last()).map(|(at, _)| at);
+        // Where all are alone, whoever speaks is more likely to be meant than who does not.
+        let spoke = |one: &Handshake| largest == 1 && one.progress.spoke();
+        let at = of_largest.min_by_key(|(_, one)| (spoke(one), one.progress.last()));
+        let at = at.map(|(at, _)| at);
         let Some(at) = at else { return };
         let dropped = self.all.remove(at);
         if let Some(unsaid) = self.log.say() {

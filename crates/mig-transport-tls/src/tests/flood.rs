@@ -104,6 +104,32 @@ async fn a_flood_of_one_byte_from_the_same_address_drops_itself() {
     destination.expect("rightful");
 }
 
+/// From more addresses than there are places, so that no crowd is larger than another: who said a record stays.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_one_byte_from_everywhere_drops_itself() {
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    let connector = ends.connector(ours);
+    let mut connecting = connector.connect();
+    assert!(connecting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    look(&mut listener).await;
+    let mut flood = Vec::new();
+    for number in 0..FLOOD {
+        let [high, low] = u16::try_from(number).expect("few").to_be_bytes();
+        let from = Peer::address([10, 0, high, low].into());
+        flood.push(stranger(from, A_BYTE, &knock).await);
+    }
+    look(&mut listener).await;
+    let (source, destination) =
+        in_time(async { tokio::join!(connecting, listener.accept()) }).await;
+    source.expect("rightful");
+    destination.expect("rightful");
+}
+
 /// As many channels as QEMU's multifd can have connect at once, and none is sent away.
 #[tokio::test(start_paused = true)]
 async fn all_channels_of_one_source_have_a_place() {
