@@ -293,6 +293,21 @@ impl Qemu {
         self.qmp.run("query-migrate", json!({}))
     }
 
+    /// Waits until a migration that fails has, and the guest runs on. False if QEMU stands still meanwhile: it answers
+    /// nothing for so long.
+    pub fn lives_through_a_failure(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + STEP;
+        while Instant::now() < deadline {
+            let Some(migration) = self.qmp.ask("query-migrate", limit) else { return false };
+            let Some(guest) = self.qmp.ask("query-status", limit) else { return false };
+            if migration["status"] == "failed" && guest["status"] == "running" {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.qmp.ask("query-status", limit).is_some()
+    }
+
     /// Whether a source that migrated while its guest ran has sent all its memory, by its own standards.
     ///
     /// QEMU 7.2 under TCG forgets to watch the guest's writes after its second sync of the dirty bitmap: whatever a

@@ -126,6 +126,20 @@ impl Qmp {
         }
     }
 
+    /// What a command returns, if QEMU answers in time: one whose main loop stands still does not, and nothing else can be
+    /// asked of it then.
+    pub fn ask(&mut self, command: &str, limit: Duration) -> Option<Value> {
+        self.send(format!("{}\n", json!({ "execute": command })).as_bytes(), &[]);
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut message = self.next_message(deadline)?;
+            if message.get("event").is_none() {
+                return Some(message["return"].take());
+            }
+            self.events.push_back(message);
+        }
+    }
+
     fn send(&mut self, mut bytes: &[u8], mut fds: &[BorrowedFd<'_>]) {
         while !bytes.is_empty() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -149,18 +163,27 @@ impl Qmp {
     /// The next message of any kind.
     #[track_caller]
     fn message(&mut self, deadline: Instant) -> Value {
+        let message = self.next_message(deadline);
+        message.unwrap_or_else(|| panic!("QEMU is silent on QMP; events kept: {:?}", self.events))
+    }
+
+    /// The next message of any kind, if there is one in time.
+    #[track_caller]
+    fn next_message(&mut self, deadline: Instant) -> Option<Value> {
         let mut searched = 0;
         loop {
             if let Some(end) = self.pending[searched..].iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=searched + end).collect();
-                return serde_json::from_slice(&line).unwrap_or_else(|error| {
+                return Some(serde_json::from_slice(&line).unwrap_or_else(|error| {
                     panic!("not QMP: {error}: {}", String::from_utf8_lossy(&line))
-                });
+                }));
             }
             searched = self.pending.len();
             assert!(searched < LINE_LIMIT, "a QMP line of more than {LINE_LIMIT} bytes");
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "QEMU is silent on QMP; events kept: {:?}", self.events);
+            if left.is_zero() {
+                return None;
+            }
             if wait_readable(&self.stream, left) {
                 let mut chunk = [0; 16 << 10];
                 let count = self

@@ -6,6 +6,7 @@
 //! ```
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -24,18 +25,30 @@ use crate::multifd::set_multifd;
 type Told = Option<(u8, &'static str)>;
 
 /// A source and a `mig recv` with these flags: exit 1, nobody alone is to blame, and the words say what to change.
+///
+/// A QEMU 7.2 that is refused while it connects its data channels stands still for ever now and then, its sockets closed and
+/// its threads waiting for each other (docs/testing.md). That is its own; another one is asked then.
 fn refused_by_recv(release: Release, told: Told, flags: &[&str], words: &str) {
+    const TRIES: usize = 4;
+    const STANDS_STILL: Duration = Duration::from_secs(20);
     let Some(binary) = release.or_skip() else { return };
-    let scratch = Scratch::new();
-    let setup = Setup { binary: &binary, machine: "pc", scratch: &scratch, image: Image::Dirty };
-    let mut source = source(&setup, told);
-    let saved = scratch.path("saved");
-    let mut recv = receiving(&saved, flags);
-    source.migrate(&recv.listening());
-    refused(&mut recv, words);
-    stays(&mut source);
-    assert!(!saved.exists(), "a refused migration has left {}", saved.display());
-    nothing_temporary_left(&scratch, &saved);
+    for attempt in 1..=TRIES {
+        let scratch = Scratch::new();
+        let setup =
+            Setup { binary: &binary, machine: "pc", scratch: &scratch, image: Image::Dirty };
+        let mut source = source(&setup, told);
+        let saved = scratch.path("saved");
+        let mut recv = receiving(&saved, flags);
+        source.migrate(&recv.listening());
+        refused(&mut recv, words);
+        assert!(!saved.exists(), "a refused migration has left {}", saved.display());
+        nothing_temporary_left(&scratch, &saved);
+        if source.lives_through_a_failure(STANDS_STILL) {
+            return stays(&mut source);
+        }
+        eprintln!("attempt {attempt}: the source QEMU stands still after it was refused");
+    }
+    panic!("{TRIES} sources have stood still after they were refused");
 }
 
 fn source(setup: &Setup<'_>, told: Told) -> Qemu {
