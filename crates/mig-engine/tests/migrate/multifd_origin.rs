@@ -306,4 +306,6 @@ async fn strangers_do_not_put_off_that_a_channel_is_too_many() {
     };
     assert_eq!(error.blame(), Blame::PeerIncompatible, "{error}");
     assert!(error.to_string().contains("multifd-channels"), "{error}");
+    // Found out by itself, and not after something else had failed.
+    assert!(std::error::Error::source(&error).is_none(), "{error:?}");
 }
