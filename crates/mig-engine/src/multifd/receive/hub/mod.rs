@@ -375,6 +375,11 @@ impl Hub {
         let _state = watching.wait_for(|state| state.failed).await;
     }
 
+    /// Whether everybody has to stop.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state.borrow().failed
+    }
+
     /// Waits for the first failure of a channel.
     ///
     /// # Cancel safety
