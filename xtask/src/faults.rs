@@ -14,10 +14,12 @@ use crate::repository::Repository;
 type Row = (String, String, String);
 
 /// Outcomes in the order of their columns; one that is not listed comes last.
-const OUTCOMES: [&str; 7] = [
+const OUTCOMES: [&str; 9] = [
     "arrived whole",
     "failed, guest at its source",
+    "waited until its deadline, guest at its source",
     "failed, owner unknown",
+    "waited until its deadline, owner unknown",
     "sent, not confirmed, not arrived",
     "flipped bit not noticed",
     "verdict falsified, two owners or none",
@@ -31,12 +33,16 @@ Written by `cargo xtask faults` from the results of the suite `faults` in `tests
 run once for every number: an operation of a transport fails with an error of the system or never returns, bytes are lost
 or turned, sockets are reset, and so on. After each one: both ends have come to an end in bounded time; the guest has one
 owner; no descriptor, thread, child or file is left; the error has a cause, down to the system's. How, and how to repeat a
-single case, is in [testing.md](testing.md).
+single case, is in [testing.md](testing.md). A case whose ends fail before their fault's turn does not count: it is tried again
+by itself with more time, and if it is so again, the suite fails.
 
 - *arrived whole*: what failed was not needed any more, or was got over.
 - *failed, guest at its source*: it runs on there, and nowhere else.
 - *failed, owner unknown*: the end of the stream has left and no verdict came. The guest runs nowhere until somebody has
   asked the destination. Allowed only behind the last item of the stream.
+- *waited until its deadline*, with either owner: an end waited for more that never came. A turned bit of a length, a data
+  channel that is there twice or was lost before the destination knew whose it was, a fifo that nobody opens: a
+  deadline is all that can end these. Any other fault but a stall must end both ends without one, or the suite fails.
 - *sent, not confirmed, not arrived*: without a return path a source cannot hear that its destination failed. It says
   \"sent, not confirmed\"; the guest runs nowhere.
 - *flipped bit not noticed*: the contents of pages and devices have no checksum in QEMU's format, nor has the offset of a
@@ -123,7 +129,7 @@ mod tests {
 "#;
         let table = table(&parse(text));
         let row = table.lines().last().expect("a row");
-        assert_eq!(row, "| tcp | plain | reset | 7 | 3 | | | | | | | 4 |");
+        assert_eq!(row, "| tcp | plain | reset | 7 | 3 | | | | | | | | | 4 |");
         assert!(table.contains("7 faults in all."));
     }
 }

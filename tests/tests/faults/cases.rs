@@ -120,13 +120,36 @@ impl Trouble {
             }
     }
 
+    /// Whether a data channel is lost before the destination knows whose it is, and the source may not notice: it has
+    /// nothing to read there.
+    pub(crate) fn hides_a_data_channel(&self, mode: Mode) -> bool {
+        // Behind the words of TLS, at most.
+        let greeting = if mode.has_tls() { 2048 } else { 64 };
+        match self {
+            Self::At(
+                End::Source,
+                Fault::Byte { channel: 1.., position, act: ByteAct::Truncate },
+            ) => *position < greeting,
+            Self::At(_, Fault::Operation { channel: 1.., .. }) => self.is_a_strangers(mode),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_an_opening(&self) -> bool {
+        let Self::At(_, Fault::Operation { operation, .. }) = self else { return false };
+        matches!(operation, Operation::Connect | Operation::Accept)
+    }
+
     pub(crate) fn is_on_a_data_channel(&self) -> bool {
         matches!(self, Self::At(_, Fault::Operation { channel: 1.., .. }))
     }
 
     /// Whether it never came to its turn.
     pub(crate) fn missed(&self, faults: &[Faults; 2]) -> bool {
-        self.end().is_some_and(|end| !faults[usize::from(end == End::Destination)].struck())
+        match self {
+            Self::At(end, _) => !faults[usize::from(*end == End::Destination)].struck(),
+            Self::Link(_) => !faults[0].link_struck(),
+        }
     }
 
     /// The faults of one end.
@@ -172,6 +195,7 @@ pub(crate) fn all(
     source: &Faults,
     destination: &Faults,
     has_link: bool,
+    has_tls: bool,
     thin: u64,
 ) -> Vec<Trouble> {
     let mut all = Vec::new();
@@ -180,7 +204,7 @@ pub(crate) fn all(
         bytes(&mut all, end, faults, thin);
     }
     if has_link {
-        links(&mut all, source, thin);
+        links(&mut all, source, thin, has_tls);
         for (end, faults) in [(End::Source, source), (End::Destination, destination)] {
             resets(&mut all, end, faults, thin);
         }
@@ -268,7 +292,7 @@ fn resets(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
     }
 }
 
-fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64) {
+fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64, has_tls: bool) {
     let written = source.written();
     for (connection, total) in &written {
         for after in positions(*total, 101, 8, thin) {
@@ -283,7 +307,8 @@ fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64) {
             }
         }
     }
-    if written.len() == 3 {
+    // With TLS the first one has shaken hands before there is a second: nobody can make it wait for that.
+    if written.len() == 3 && !has_tls {
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             all.push(Trouble::Link(LinkFault::Reorder(order.to_vec())));
         }

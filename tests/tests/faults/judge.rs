@@ -2,7 +2,11 @@
 
 use std::{error, time::Duration};
 
-use mig::engine::{Error, Owner};
+use mig::{
+    engine::{Error, Owner, Wait},
+    transport::Blame,
+};
+use mig_testkit::faults::Faults;
 use mig_tests::process::SLOWNESS;
 
 use crate::{
@@ -21,8 +25,12 @@ pub(crate) enum Word {
     NotReached,
     /// Both ends know that it failed; the guest runs on at the source.
     AtSource,
+    /// The same, and a deadline was needed to find out: what was turned or doubled makes an end wait for more.
+    WaitedAtSource,
     /// Everything was sent and no verdict came: the guest runs nowhere until somebody has asked the destination.
     Unknown,
+    /// The same, and a deadline was needed to find out.
+    WaitedUnknown,
     /// Without a return path: the source was told nothing of the destination's failure. The guest runs nowhere.
     NotConfirmed,
     /// A flipped bit was not noticed: nothing in the format could have told.
@@ -37,11 +45,77 @@ impl Word {
             Self::Arrived => "arrived whole",
             Self::NotReached => "not reached",
             Self::AtSource => "failed, guest at its source",
+            Self::WaitedAtSource => "waited until its deadline, guest at its source",
             Self::Unknown => "failed, owner unknown",
+            Self::WaitedUnknown => "waited until its deadline, owner unknown",
             Self::NotConfirmed => "sent, not confirmed, not arrived",
             Self::Unnoticed => "flipped bit not noticed",
             Self::WrongVerdict => "verdict falsified, two owners or none",
         }
+    }
+
+    /// The same, with a deadline in it that is the fault's doing.
+    pub(crate) fn waited(self) -> Self {
+        match self {
+            Self::AtSource => Self::WaitedAtSource,
+            Self::Unknown => Self::WaitedUnknown,
+            other => other,
+        }
+    }
+}
+
+/// Why an end may have failed of something else than the fault, with what both ends told.
+#[derive(Clone, Debug)]
+pub(crate) enum Doubt {
+    /// The fault's turn did not come.
+    Early(String),
+    /// A deadline ran out, and this fault is one that both ends hear of without.
+    Waited(String),
+    /// A deadline ran out, and this fault may make an end wait: a bit of a length was turned, a channel is there twice.
+    Due,
+}
+
+/// Looks for a reason not to believe in how a case ended.
+pub(crate) fn doubt(
+    trouble: &Trouble,
+    way: Way,
+    mode: Mode,
+    faults: &[Faults; 2],
+    source: Option<&Error>,
+    destination: Option<&Error>,
+) -> Option<Doubt> {
+    if source.is_none() && destination.is_none() {
+        return None;
+    }
+    let told = || {
+        let [source, destination] =
+            [source, destination].map(|end| end.map_or_else(|| "completed".into(), chain));
+        format!("source: {source}; destination: {destination}")
+    };
+    if trouble.missed(faults) {
+        return Some(Doubt::Early(format!(
+            "an end failed before the fault's turn came: {}",
+            told()
+        )));
+    }
+    let waited = |end: Option<&Error>| {
+        end.is_some_and(|error| error.blame() == Blame::Deadline || error.wait().is_some())
+    };
+    // Whose connection broke before it said who it was may still come.
+    let listens_on = destination
+        .and_then(Error::wait)
+        .is_some_and(|wait| matches!(wait, Wait::Accept | Wait::FirstByte | Wait::Handshake));
+    if !waited(source) && (!waited(destination) || listens_on) {
+        return None;
+    }
+    match trouble.kind() {
+        Kind::Stalls => None,
+        Kind::Flipped | Kind::Doubled => Some(Doubt::Due),
+        // The destination drops what broke before its greeting and waits for the channel; the source need not notice.
+        _ if trouble.hides_a_data_channel(mode) => Some(Doubt::Due),
+        // A fifo that nobody opens at its other end is waited for.
+        _ if way == Way::Exec && trouble.is_an_opening() => Some(Doubt::Due),
+        _ => Some(Doubt::Waited(format!("a deadline was needed to end it: {}", told()))),
     }
 }
 
@@ -50,12 +124,15 @@ impl Word {
 pub(crate) const LOST: &str = "the system's error is lost";
 
 /// How long the waits of a case may be: short where something is waited for in vain, long where the guest must arrive.
-pub(crate) fn patience(trouble: &Trouble, way: Way) -> Duration {
+pub(crate) fn patience(trouble: &Trouble, way: Way, mode: Mode) -> Duration {
     match trouble.kind() {
         Kind::Reordered => Duration::from_secs(20 * SLOWNESS),
         Kind::Doubled => Duration::from_secs(3 * SLOWNESS),
         _ if way == Way::Exec || way.is_slow() => Duration::from_secs(3 * SLOWNESS),
-        _ => Duration::from_millis(700 * SLOWNESS),
+        // Three handshakes of an unoptimised build, with others beside them.
+        _ if mode.has_tls() => Duration::from_millis(2000 * SLOWNESS),
+        // More than a failed destination waits for its source to hang up, which is a second.
+        _ => Duration::from_millis(1500 * SLOWNESS),
     }
 }
 

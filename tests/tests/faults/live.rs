@@ -1,7 +1,6 @@
 //! A small guest migrates between two ends in this process, a batch of cases at a time.
 
 use std::{
-    cell::RefCell,
     io::Write,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -23,32 +22,27 @@ use mig_testkit::{
 };
 use mig_tests::{process::SLOWNESS, scratch::Scratch};
 use rustix::process::{Resource, Rlimit};
-use tokio::{
-    sync::Semaphore,
-    task::{JoinSet, LocalSet},
-};
+use tokio::task::LocalSet;
 
 use crate::{
-    cases::{self, End, Trouble},
-    judge::{self, Word},
+    cases::{self, Trouble},
+    judge,
     leaks::Held,
+    rounds::{self, Judged},
     stored,
     table::Tally,
     way::Way,
 };
 
-/// Cases under way at a time: most of them wait.
-const AT_ONCE: usize = 128;
-/// The same where the processor is emulated.
-const AT_ONCE_SLOWLY: usize = 8;
-/// Of all cases, too: all of them take ten minutes there.
+/// Of all cases where the processor is emulated: all of them take ten minutes there.
 const SLOWLY_ONE_IN: usize = 7;
-/// How much more time a case has that is tried again by itself.
-const CALM: u32 = 8;
 /// Descriptors that so many may have open.
 const DESCRIPTORS: u64 = 8192;
 /// The longest an end may take; far beyond any deadline.
 const HANG: Duration = Duration::from_secs(60 * SLOWNESS);
+/// What TLS adds to the bytes behind the items (an alert of 24 bytes, 22 bytes a record), and by how much two of its
+/// handshakes differ: signatures of some bytes more or less.
+const FRAMING: u64 = 128;
 /// Bytes of an operation: not a divisor of anything, and small enough for some dozens of operations.
 pub(crate) const PIECE: usize = 4093;
 
@@ -98,6 +92,15 @@ impl Mode {
 
     pub(crate) fn has_data_channels(self) -> bool {
         matches!(self, Self::Multifd | Self::MultifdZlib | Self::TlsMultifd | Self::StoredMultifd)
+    }
+
+    /// The same without TLS, if it has any.
+    fn without_tls(self) -> Option<Self> {
+        match self {
+            Self::Tls => Some(Self::ReturnPath),
+            Self::TlsMultifd => Some(Self::Multifd),
+            _ => None,
+        }
     }
 
     fn is_stored(self) -> bool {
@@ -329,8 +332,8 @@ pub(crate) fn batch(way: Way, mode: Mode) {
 }
 
 /// One transport in one mode.
-struct Batch {
-    way: Way,
+pub(crate) struct Batch {
+    pub(crate) way: Way,
     mode: Mode,
     /// What both ends did without faults.
     counted: [Faults; 2],
@@ -366,9 +369,9 @@ impl Batch {
             ended.kept.expect("nothing went wrong");
             counted = ended.faults;
         }
-        let verge = match mode.has_tls() {
-            true => 0,
-            false => verge(&counted[0].recorded()[&0]),
+        let verge = match mode.without_tls() {
+            Some(plain) => ciphertext_verge(way, plain, &counted[0]).await,
+            None => verge(&counted[0].recorded()[&0]),
         };
         Self { way, mode, counted, stream, verge }
     }
@@ -376,53 +379,35 @@ impl Batch {
     async fn try_all(self: Rc<Self>) -> Tally {
         let [source, destination] = &self.counted;
         let thin = self.way.thin() * self.mode.thin();
-        let mut troubles = cases::all(source, destination, self.way.has_link(), thin);
+        let (has_link, has_tls) = (self.way.has_link(), self.mode.has_tls());
+        let mut troubles = cases::all(source, destination, has_link, has_tls, thin);
         if self.way.is_slow() && !cases::long() {
             troubles = troubles.into_iter().step_by(SLOWLY_ONE_IN).collect();
         }
-        let tally = Rc::new(RefCell::new(Tally::new(self.way.name(), self.mode.name())));
-        let room =
-            Arc::new(Semaphore::new(if self.way.is_slow() { AT_ONCE_SLOWLY } else { AT_ONCE }));
-        let again = Rc::new(RefCell::new(Vec::new()));
-        let mut running = JoinSet::new();
-        for trouble in troubles {
-            let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
-            let (tally, batch) = (Rc::clone(&tally), Rc::clone(&self));
-            let again = Rc::clone(&again);
-            running.spawn_local(async move {
-                match batch.one(&trouble, 1).await {
-                    Err(why) if why.starts_with(judge::LOST) => again.borrow_mut().push(trouble),
-                    word => tally.borrow_mut().add(&trouble, word),
-                }
-                drop(permit);
-            });
-        }
-        while let Some(ended) = running.join_next().await {
-            ended.expect("a case does not panic");
-        }
-        for trouble in again.take() {
-            let word = self.one(&trouble, CALM).await;
-            tally.borrow_mut().add(&trouble, word);
-        }
-        Rc::into_inner(tally).expect("all cases are over").into_inner()
+        let tally = Tally::new(self.way.name(), self.mode.name());
+        rounds::all(&self, troubles, tally).await
     }
 
-    async fn one(&self, trouble: &Trouble, times: u32) -> Result<Word, String> {
+    /// One case, with so many times the shortest waits.
+    pub(crate) async fn one(&self, trouble: &Trouble, faults: &[Faults; 2], times: u32) -> Judged {
         let scratch = Scratch::new();
-        let word = tokio::time::timeout(HANG, self.try_one(trouble, times, &scratch))
-            .await
-            .map_err(|_| format!("hung: no end within {HANG:?}"))??;
+        let tried = tokio::time::timeout(HANG, self.try_one(trouble, faults, times, &scratch));
+        let judged = match tried.await {
+            Ok((Err(why), doubt)) => return (Err(why), doubt),
+            Ok(judged) => judged,
+            Err(_) => return (Err(format!("hung: no end within {HANG:?}")), None),
+        };
         // What a thread that was left behind takes away is gone in a moment.
         let mut left = scratch.names();
         for _ in 0..100 {
             left.retain(|name| !self.may_stay(trouble, name));
             if left.is_empty() {
-                return Ok(word);
+                return judged;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
             left = scratch.names();
         }
-        Err(format!("files are left: {left:?}"))
+        (Err(format!("files are left: {left:?}")), None)
     }
 
     fn may_stay(&self, trouble: &Trouble, name: &str) -> bool {
@@ -434,25 +419,29 @@ impl Batch {
     async fn try_one(
         &self,
         trouble: &Trouble,
+        faults: &[Faults; 2],
         times: u32,
         scratch: &Scratch,
-    ) -> Result<Word, String> {
+    ) -> Judged {
         let Self { way, mode, verge, .. } = *self;
-        let faults = [End::Source, End::Destination].map(|end| trouble.of(end).in_pieces(PIECE));
-        let (patience, link) = (times * judge::patience(trouble, way), trouble.link());
+        let (patience, link) = (times * judge::patience(trouble, way, mode), trouble.link());
         let begun = Instant::now();
-        let word = if mode.is_stored() {
-            let input = Arc::clone(&self.stream);
+        let judged = if mode.is_stored() {
+            let (input, faults) = (Arc::clone(&self.stream), faults.clone());
             let ended = stored::replay(way, mode, patience, scratch, faults, link, input).await;
-            stored::judge(trouble, mode, &ended, scratch, &self.stream, verge)
+            let [sent, kept] = [ended.sent.as_ref().err(), ended.kept.as_ref().err()];
+            let doubt = judge::doubt(trouble, way, mode, &ended.faults, sent, kept);
+            (stored::judge(trouble, mode, &ended, scratch, &self.stream, verge), doubt)
         } else {
-            let ended = migrate(way, mode, patience, scratch, faults, link).await;
-            judge::live(trouble, mode, &ended, verge)
+            let ended = migrate(way, mode, patience, scratch, faults.clone(), link).await;
+            let [sent, received] = [ended.sent.as_ref().err(), ended.received.as_ref().err()];
+            let doubt = judge::doubt(trouble, way, mode, &ended.faults, sent, received);
+            (judge::live(trouble, mode, &ended, verge), doubt)
         };
         if std::env::var_os("MIG_FAULTS_SHOW").is_some() {
-            eprintln!("{:?} {trouble}", begun.elapsed());
+            eprintln!("{:?} {trouble} {:?}", begun.elapsed(), judged.1);
         }
-        word
+        judged
     }
 }
 
@@ -505,6 +494,21 @@ fn say(what: &str) {
     let line = format!("\n{what}\n");
     let mut out = std::io::stdout().lock();
     out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("somebody reads");
+}
+
+/// The least ciphertext of a main channel with every item in it: what follows the items in a migration without TLS, and
+/// some records' framing, may be missing.
+async fn ciphertext_verge(way: Way, plain: Mode, with_tls: &Faults) -> u64 {
+    let (scratch, faults) =
+        (Scratch::new(), [(); 2].map(|()| Faults::recording().in_pieces(PIECE)));
+    let ended = migrate(way, plain, HANG, &scratch, faults, LinkFault::None).await;
+    ended.received.expect("nothing went wrong");
+    let stream = &ended.faults[0].recorded()[&0];
+    let verge = verge(stream);
+    let behind = stream.len() as u64 - verge;
+    let least = with_tls.written()[&0].saturating_sub(behind + FRAMING);
+    assert!(least >= verge, "ciphertext is longer: {least} and {verge}");
+    least
 }
 
 /// Where the items of a stream end.

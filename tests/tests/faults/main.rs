@@ -14,6 +14,7 @@ mod judge;
 mod kills;
 mod leaks;
 mod live;
+mod rounds;
 mod stored;
 mod table;
 mod tls;

@@ -122,12 +122,22 @@ pub(super) struct Resetter(Arc<Reset>);
 struct Reset {
     asked: Notify,
     done: AtomicBool,
+    /// A fault of the link's own came to its turn.
+    struck: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
 }
 
 impl Resetter {
     pub(super) fn is_done(&self) -> bool {
         self.0.done.load(Ordering::Acquire)
+    }
+
+    pub(super) fn has_struck(&self) -> bool {
+        self.0.struck.load(Ordering::Acquire)
+    }
+
+    fn strike(&self) {
+        self.0.struck.store(true, Ordering::Release);
     }
 
     pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
@@ -209,6 +219,7 @@ async fn carry_all(
             let Ok(far) = Wire::connect(&to).await else { return };
             carried.spawn(carry(near, far, None));
         }
+        resetter.strike();
     }
     let mut count = 0;
     loop {
@@ -221,7 +232,8 @@ async fn carry_all(
                         near.reset_when_closed();
                         far.reset_when_closed();
                         let after = (*connection == count).then_some(*after);
-                        carried.spawn(carry_or_reset(near, far, after, Arc::clone(&reset)));
+                        let (reset, resetter) = (Arc::clone(&reset), resetter.clone());
+                        carried.spawn(carry_or_reset(near, far, after, reset, resetter));
                     }
                     LinkFault::OnDemand => {
                         near.reset_when_closed();
@@ -230,6 +242,7 @@ async fn carry_all(
                     }
                     LinkFault::Double { connection, bytes } if *connection == count => {
                         let Ok(twin) = Wire::connect(&to).await else { return };
+                        resetter.strike();
                         carried.spawn(carry(near, far, Some((twin, *bytes))));
                     }
                     _ => {
@@ -282,7 +295,13 @@ async fn one_way(mut from: Reading, mut to: Writing, mut twin: Option<Writing>, 
 }
 
 /// As [`carry`], until one connection has carried its number of bytes: then all of them are dropped as they are.
-async fn carry_or_reset(near: Wire, far: Wire, after: Option<u64>, reset: Arc<Notify>) {
+async fn carry_or_reset(
+    near: Wire,
+    far: Wire,
+    after: Option<u64>,
+    reset: Arc<Notify>,
+    resetter: Resetter,
+) {
     let mut notified = std::pin::pin!(reset.notified());
     notified.as_mut().enable();
     let (mut near_in, mut near_out) = near.split();
@@ -293,6 +312,7 @@ async fn carry_or_reset(near: Wire, far: Wire, after: Option<u64>, reset: Arc<No
     while open || back_open {
         let room = match after {
             Some(after) if carried >= after => {
+                resetter.strike();
                 reset.notify_waiters();
                 return;
             }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll},
 };
 
@@ -89,7 +89,7 @@ struct Shared {
     fault: Option<Fault>,
     piece: Option<usize>,
     record: bool,
-    link: Option<Resetter>,
+    link: OnceLock<Resetter>,
     state: Mutex<State>,
     come_back: Condvar,
 }
@@ -148,16 +148,15 @@ impl Faults {
         self
     }
 
-    /// [`ByteAct::Reset`] resets this link, made with [`LinkFault::OnDemand`](super::LinkFault::OnDemand). Before the
-    /// first use.
+    /// [`ByteAct::Reset`] resets this link, made with [`LinkFault::OnDemand`](super::LinkFault::OnDemand), and
+    /// [`link_struck`](Self::link_struck) asks it. Before the first use.
     ///
     /// # Panics
     ///
-    /// If it is in use already.
+    /// If it has a link already.
     #[must_use]
-    pub fn with_link(mut self, link: &Link) -> Self {
-        let shared = Arc::get_mut(&mut self.0).expect("said before the first use");
-        shared.link = Some(link.resetter());
+    pub fn with_link(self, link: &Link) -> Self {
+        assert!(self.0.link.set(link.resetter()).is_ok(), "one link");
         self
     }
 
@@ -208,6 +207,11 @@ impl Faults {
         self.state().struck
     }
 
+    /// Whether the fault of the [link](Self::with_link) itself came to its turn; `false` without a link.
+    pub fn link_struck(&self) -> bool {
+        self.0.link.get().is_some_and(Resetter::has_struck)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Each call leaves it whole.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -246,12 +250,12 @@ impl Faults {
     }
 
     fn is_reset(&self) -> bool {
-        self.0.link.as_ref().expect("a link to be reset").is_done()
+        self.0.link.get().expect("a link to be reset").is_done()
     }
 
     /// Resets the link.
     pub(super) fn poll_reset(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.link.as_ref().expect("a link to be reset").poll(cx)
+        self.0.link.get().expect("a link to be reset").poll(cx)
     }
 
     /// Keeps what was written, if that is wanted.
