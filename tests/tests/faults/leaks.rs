@@ -3,16 +3,21 @@
 use std::{
     collections::BTreeMap,
     fs,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
 /// Batches count what the whole process holds.
-static ALONE: Mutex<()> = Mutex::new(());
+static ALONE: RwLock<()> = RwLock::new(());
 
-/// Waits until no other batch runs in this process.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits until nothing else runs in this process.
+pub(crate) fn alone() -> RwLockWriteGuard<'static, ()> {
+    ALONE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until no batch runs in this process: children and pipes of others would be counted in it.
+pub(crate) fn beside_no_batch() -> RwLockReadGuard<'static, ()> {
+    ALONE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counted by name, so that a difference says what it is.

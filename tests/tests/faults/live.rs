@@ -39,7 +39,7 @@ const SLOWLY_ONE_IN: usize = 7;
 /// Descriptors that so many may have open.
 const DESCRIPTORS: u64 = 8192;
 /// The longest an end may take; far beyond any deadline.
-const HANG: Duration = Duration::from_secs(60 * SLOWNESS);
+const HANG: Duration = Duration::from_secs(120 * SLOWNESS);
 /// What TLS adds to the bytes behind the items (an alert of 24 bytes, 22 bytes a record), and by how much two of its
 /// handshakes differ: signatures of some bytes more or less.
 const FRAMING: u64 = 128;

@@ -62,11 +62,13 @@ live! {
 
 #[test]
 fn killed_tools() {
+    let _beside = leaks::beside_no_batch();
     kills::the_tool();
 }
 
 #[test]
 fn killed_live_ends() {
+    let _beside = leaks::beside_no_batch();
     kills::live_ends();
 }
 
@@ -80,5 +82,6 @@ fn an_end_in_a_process_of_its_own() {
 
 #[test]
 fn full_disks() {
+    let _beside = leaks::beside_no_batch();
     kills::a_full_disk();
 }
