@@ -113,6 +113,8 @@ pub(crate) fn doubt(
         Kind::Flipped | Kind::Doubled => Some(Doubt::Due),
         // The destination drops what broke before its greeting and waits for the channel; the source need not notice.
         _ if trouble.hides_a_data_channel(mode) => Some(Doubt::Due),
+        // Its connections end both ways at once, by hanging up, which is not what this does (docs/wire/rdma.md §12).
+        Kind::Truncated | Kind::HalfClosed if way == Way::Rdma => Some(Doubt::Due),
         // A fifo that nobody opens at its other end is waited for.
         _ if way == Way::Exec && trouble.is_an_opening() => Some(Doubt::Due),
         _ => Some(Doubt::Waited(format!("a deadline was needed to end it: {}", told()))),

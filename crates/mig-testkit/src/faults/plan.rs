@@ -239,7 +239,9 @@ impl Faults {
                 if on == channel && matches!(operation, Operation::Write | Operation::End) =>
             {
                 let written = state.written.get(&channel).copied().unwrap_or(0);
-                state.struck |= written >= position && operation == Operation::Write;
+                // Where nothing is written any more, the end is what stalls.
+                let strikes = operation == Operation::Write || act == ByteAct::Stall;
+                state.struck |= written >= position && strikes;
                 match act {
                     ByteAct::Reset if written >= position && !self.is_reset() => Order::Reset,
                     _ => byte_order(act, written, position, at_most, operation),
