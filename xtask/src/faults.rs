@@ -42,7 +42,8 @@ by itself with more time, and if it is so again, the suite fails.
   asked the destination. Allowed only behind the last item of the stream.
 - *waited until its deadline*, with either owner: an end waited for more that never came. A turned bit of a length, a data
   channel that is there twice or was lost before the destination knew whose it was, a fifo that nobody opens, one direction
-  of RDMA, which cannot end alone: a deadline is all that can end these. Any other fault but a stall must end both ends without one, or the suite fails.
+  of RDMA, which cannot end alone: a deadline is all that can end these. Any other fault but a stall must end both ends
+  without one, or the suite fails.
 - *sent, not confirmed, not arrived*: without a return path a source cannot hear that its destination failed. It says
   \"sent, not confirmed\"; the guest runs nowhere.
 - *flipped bit not noticed*: the contents of pages and devices have no checksum in QEMU's format, nor has the offset of a
