@@ -140,7 +140,9 @@ fn advised(failure: Failure, multifd: bool, tls: Option<&ConnectTls>) -> Failure
         (Blame::PeerIncompatible, Some(tls)) if !failure.is_past(0) => {
             failure.next(tls::advice(tls))
         }
-        (Blame::Io | Blame::Deadline, _) if multifd => failure.next(ALIKE),
+        (Blame::Io | Blame::Deadline | Blame::PeerIncompatible, _) if multifd => {
+            failure.next(ALIKE)
+        }
         (Blame::Io, Some(tls)) if !failure.is_past(0) => failure.next(tls::advice(tls)),
         (Blame::Io | Blame::PeerIncompatible, None) if !failure.is_past(FIRST) => {
             failure.next(ALIKE_OR_TLS)
