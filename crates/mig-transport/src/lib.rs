@@ -18,6 +18,7 @@ mod allow;
 mod capabilities;
 mod channel;
 mod connect;
+mod crowd;
 mod error;
 mod fd_io;
 mod gather;
@@ -37,6 +38,7 @@ pub use crate::{
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, Receiver, SendHalf, Sender},
     connect::{Connector, Listener},
+    crowd::who_makes_room,
     error::{Blame, Error, Result},
     fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
     gather::{Gather, GatherFull},

@@ -9,7 +9,6 @@
 //! neighbourhoods as there are seats every crowd is of one: then those who have said nothing yet go first.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use mig_transport::{Channel, LogLimit, Peer};
+use mig_transport::{Channel, LogLimit, Peer, who_makes_room};
 use rustix::process::{Resource, getrlimit};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
@@ -99,19 +98,10 @@ impl Candidates {
     }
 
     fn make_room(&mut self) {
-        let mut crowds = HashMap::new();
-        for seat in &self.seats {
-            *crowds.entry(seat.from).or_insert(0_usize) += 1;
-        }
-        let largest = crowds.values().copied().max().unwrap_or_default();
-        // Where all are alone, whoever speaks is more likely to be meant than who does not.
-        let spoke = |seat: &Seat| largest == 1 && seat.spoke.load(Ordering::Relaxed);
-        let of_largest =
-            self.seats.iter().enumerate().filter(|(_, seat)| crowds[&seat.from] == largest);
-        // The first of several equal ones.
-        let Some((at, _)) = of_largest.min_by_key(|(_, seat)| spoke(seat)) else {
-            return;
-        };
+        // The first is the oldest.
+        let seats = self.seats.iter();
+        let seats = seats.map(|seat| (seat.from, seat.spoke.load(Ordering::Relaxed), ()));
+        let Some((at, largest)) = who_makes_room(seats) else { return };
         let seat = self.seats.remove(at);
         seat.handle.abort();
         if let Some(unsaid) = self.log.say() {

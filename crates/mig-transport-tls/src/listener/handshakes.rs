@@ -11,7 +11,6 @@
 //! From as many neighbourhoods as there are places every crowd is of one: then those who did not say a record go first.
 
 use std::{
-    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::{
@@ -22,7 +21,7 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
-use mig_transport::{Channel, LogLimit, Peer, Result};
+use mig_transport::{Channel, LogLimit, Peer, Result, who_makes_room};
 use rustix::process::{Resource, getrlimit};
 
 use crate::session::Progress;
@@ -102,18 +101,9 @@ impl Handshakes {
     }
 
     fn make_room(&mut self) {
-        let mut crowds = HashMap::new();
-        for one in &self.all {
-            *crowds.entry(one.crowd()).or_insert(0_usize) += 1;
-        }
-        let largest = crowds.values().copied().max().unwrap_or_default();
-        let of_largest =
-            self.all.iter().enumerate().filter(|(_, one)| crowds[&one.crowd()] == largest);
-        // Where all are alone, whoever speaks is more likely to be meant than who does not.
-        let spoke = |one: &Handshake| largest == 1 && one.progress.spoke();
-        let at = of_largest.min_by_key(|(_, one)| (spoke(one), one.progress.last()));
-        let at = at.map(|(at, _)| at);
-        let Some(at) = at else { return };
+        let all = self.all.iter();
+        let all = all.map(|one| (one.crowd(), one.progress.spoke(), one.progress.last()));
+        let Some((at, largest)) = who_makes_room(all) else { return };
         let dropped = self.all.remove(at);
         if let Some(unsaid) = self.log.say() {
             tracing::warn!(

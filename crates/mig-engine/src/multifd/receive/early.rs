@@ -8,13 +8,14 @@
 //! them pushes out itself.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     future::poll_fn,
     task::{Context, Poll, Waker},
 };
 
 use mig_proto::multifd::Hello;
 use mig_stream::{Stream, StreamReader};
+use mig_transport::who_makes_room;
 
 use super::Origin;
 use crate::error::Error;
@@ -80,14 +81,9 @@ impl Waiting {
 
     /// Lets the oldest of the largest crowd go.
     pub(super) fn make_room(&mut self) -> Option<Early> {
-        let crowds: Vec<_> =
-            self.all.iter().map(|early| Origin::of(&early.stream).crowd()).collect();
-        let mut sizes = HashMap::new();
-        for crowd in &crowds {
-            *sizes.entry(crowd).or_insert(0_usize) += 1;
-        }
-        let largest = sizes.values().copied().max()?;
-        let at = crowds.iter().position(|crowd| sizes[crowd] == largest)?;
+        // All have said their hello, and the first is the oldest.
+        let all = self.all.iter().map(|early| (Origin::of(&early.stream).crowd(), true, ()));
+        let (at, _) = who_makes_room(all)?;
         Some(self.all.remove(at))
     }
 
