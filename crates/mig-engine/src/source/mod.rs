@@ -16,6 +16,7 @@ mod convergence;
 mod heartbeat;
 mod listening;
 pub(crate) mod pages;
+mod progress;
 pub(crate) mod ram;
 mod return_path;
 mod throttle;
@@ -25,10 +26,7 @@ mod xbzrle;
 use std::{
     future::Future,
     pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -40,7 +38,7 @@ use mig_proto::{
     state::{MigrationStatus, SourceEvent},
 };
 use mig_ram::{GuestMemory, PAGE_SIZE};
-use mig_stream::{IdleClock, RateLimiter, Stream, StreamCounters, StreamOptions, StreamWriter};
+use mig_stream::{IdleClock, RateLimiter, Stream, StreamOptions, StreamWriter};
 use mig_transport::{Connector, WindowReason};
 
 use self::{
@@ -53,6 +51,7 @@ use self::{
 };
 pub(crate) use self::{
     listening::{ended_by_whom, said_too_early, who_is_silent},
+    progress::Progress,
     return_path::{ReturnPath, Verdict},
 };
 use crate::{
@@ -403,45 +402,6 @@ pub(crate) fn check_several_channels(stream: &Stream, hooks: &Hooks) -> Result<(
         "{} has no data channels beside the main one: use tcp:, unix: or vsock: for multifd, or turn it off",
         stream.endpoint().transport
     )))
-}
-
-/// What the failure path has to know.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    guest_stopped: AtomicBool,
-    /// The guest is or was slowed down.
-    throttled: AtomicBool,
-    owner: AtomicU8,
-    /// Where the stream's last item ends, and what has left.
-    verge: OnceLock<(u64, Arc<StreamCounters>)>,
-}
-
-impl Progress {
-    pub(crate) fn owner(&self) -> Owner {
-        match self.owner.load(Ordering::Relaxed) {
-            0 => Owner::Source,
-            1 => Owner::Destination,
-            // A destination that lacks the end has nothing.
-            _ if self.verge.get().is_some_and(|(at, out)| out.bytes_sent() <= *at) => Owner::Source,
-            _ => Owner::Unknown,
-        }
-    }
-
-    /// All items have left through `out`. From the next byte on that leaves the destination may own the guest.
-    pub(crate) fn reached_verge(&self, out: &StreamWriter) {
-        // There is one end.
-        let _first = self.verge.set((out.position(), out.counters()));
-        self.set_owner(Owner::Unknown);
-    }
-
-    pub(crate) fn set_owner(&self, owner: Owner) {
-        let number = match owner {
-            Owner::Source => 0,
-            Owner::Destination => 1,
-            Owner::Unknown => 2,
-        };
-        self.owner.store(number, Ordering::Relaxed);
-    }
 }
 
 /// The sending half of a migration, with all it needs.
