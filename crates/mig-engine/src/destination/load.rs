@@ -138,13 +138,7 @@ impl Load<'_> {
             let next = async {
                 let ended = async {
                     match &hub {
-                        Some(hub) => {
-                            hub.all_ended().await;
-                            if hub.is_stopped() {
-                                // There is a reason, and whoever runs this beside the channels hears it.
-                                std::future::pending::<()>().await;
-                            }
-                        }
+                        Some(hub) => hub.all_ended_in_order().await,
                         None => std::future::pending().await,
                     }
                 };

@@ -232,10 +232,18 @@ impl Hub {
     /// Cancel safe.
     pub(crate) async fn all_ended(&self) {
         let mut watching = self.state.subscribe();
-        let over = |state: &State| {
-            state.failed || state.channels.iter().all(|channel| channel.ended || !channel.here)
-        };
-        let _state = watching.wait_for(over).await;
+        let _state = watching.wait_for(|state| state.failed || state.nobody_is_left()).await;
+    }
+
+    /// Waits until all channels have ended in order; for ever, if everybody has to stop: that has a reason, which whoever
+    /// waits for [`failure`](Self::failure) hears.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn all_ended_in_order(&self) {
+        let mut watching = self.state.subscribe();
+        let _state = watching.wait_for(|state| !state.failed && state.nobody_is_left()).await;
     }
 
     // What channels say.
@@ -373,11 +381,6 @@ impl Hub {
     pub(super) async fn stopped(&self) {
         let mut watching = self.state.subscribe();
         let _state = watching.wait_for(|state| state.failed).await;
-    }
-
-    /// Whether everybody has to stop.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.state.borrow().failed
     }
 
     /// Waits for the first failure of a channel.

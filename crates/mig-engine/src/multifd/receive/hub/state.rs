@@ -59,6 +59,11 @@ impl State {
         self.channels.iter().all(|channel| channel.here || channel.joined.is_none())
     }
 
+    /// Whether all those that came have ended.
+    pub(super) fn nobody_is_left(&self) -> bool {
+        self.channels.iter().all(|channel| channel.ended || !channel.here)
+    }
+
     /// Whether the next mark can be passed, or the channel because of which it never can.
     pub(super) fn mark_is_due(&self) -> Option<Result<(), usize>> {
         let mut all = true;
