@@ -19,6 +19,6 @@ mod report;
 
 pub use crate::{
     direct::{DirectRam, Fault, direct_pair},
-    memory::{memory_pair, stream_channel},
+    memory::{memory_pair, stream_channel, stream_parts},
     report::not_applicable,
 };

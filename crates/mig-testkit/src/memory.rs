@@ -30,11 +30,8 @@ where
     Channel::new(stream_parts(reader, writer, endpoint))
 }
 
-pub(crate) fn stream_parts<R, W>(
-    reader: Option<R>,
-    writer: Option<W>,
-    endpoint: Endpoint,
-) -> ChannelParts
+/// The parts of a [`stream_channel`], for who wants other facts about it.
+pub fn stream_parts<R, W>(reader: Option<R>, writer: Option<W>, endpoint: Endpoint) -> ChannelParts
 where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,

@@ -1,22 +1,16 @@
 //! Channels and ends for the tests: real sockets without an address, and TLS between them.
 
 use std::{
-    io,
     os::unix::net::UnixStream,
-    pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
 };
 
 use async_trait::async_trait;
 use mig_transport::{
     Capabilities, Channel, ChannelParts, Connector, Endpoint, Error, FdIo, FdKind, Listener, Peer,
-    ReceiveHalf, Result, SendHalf,
+    Result,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    sync::mpsc,
-};
+use tokio::{io::Interest, sync::mpsc};
 
 use crate::{
     Authorization, ClientCredentials, ExpectedName, ServerCredentials, TlsConnector, TlsListener,
@@ -40,54 +34,18 @@ pub(crate) fn socket_channel(socket: UnixStream) -> Channel {
 /// Two ends in memory; the second one knows where the first is. `several` is whether there could be more of them.
 pub(crate) fn memory_pair_from(peer: Peer, several: bool) -> (Channel, Channel) {
     let (first, mut second) = mig_testkit::memory_pair(1 << 16);
+    let endpoint = second.endpoint().clone();
+    let halves = (second.take_receiver().ok(), second.take_sender().ok());
     let parts = ChannelParts {
-        receive: second.take_receiver().ok().map(|half| Box::new(Plain(half)) as _),
-        send: second.take_sender().ok().map(|half| Box::new(Plain(half)) as _),
         capabilities: second.capabilities().with(|can| {
             can.several_channels = several;
             can.relayed = true;
         }),
-        endpoint: second.endpoint().clone(),
         peer,
-        ..ChannelParts::default()
+        ..mig_testkit::stream_parts(halves.0, halves.1, endpoint)
     };
     (first, Channel::new(parts))
 }
-
-/// A half that copies.
-struct Plain<T>(T);
-
-impl<T: AsyncRead + Send + Unpin> AsyncRead for Plain<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl<T: AsyncWrite + Send + Unpin> AsyncWrite for Plain<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl<T: AsyncRead + Send + Unpin> ReceiveHalf for Plain<T> {}
-
-impl<T: AsyncWrite + Send + Unpin> SendHalf for Plain<T> {}
 
 pub(crate) fn socket_pair() -> (Channel, Channel) {
     let (first, second) = half_open();
