@@ -32,7 +32,8 @@ fn completed(transport: &str, memory: Memory) -> RunReport {
     assert_eq!(report.status, RunStatus::Completed, "{:?}", report.reason);
     assert!(report.verified);
     assert!(report.normal_pages >= 6000, "{report:?}");
-    assert!(report.zero_pages >= 1500, "{report:?}");
+    // A fifth of 8192 pages, but for those of the working set that were written before their turn came.
+    assert!(report.zero_pages >= 1400, "{report:?}");
     assert!(report.wire_bytes > 24 << 20, "{report:?}");
     report
 }

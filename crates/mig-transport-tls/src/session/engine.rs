@@ -6,7 +6,7 @@
 //!       │ finish()
 //!       ▼
 //!   Established ─┬─ open: Box<dyn Open>   one record in, its plaintext at the same place     (reading task)
-//!                └─ seal: Box<dyn Seal>   plaintext in, records out                          (writing task)
+//!                └─ seal: Box<dyn Seal>   plaintext in, a record of it at the same place     (writing task)
 //! ```
 //!
 //! The session cuts the byte stream into records, so an engine always gets exactly one whole record: five bytes of header
@@ -20,7 +20,7 @@
 //! Errors: a handshake answers [`mig_transport::Error`], precise about names and blame. A record that cannot be opened or
 //! sealed answers an `io::Error` that carries one (`Error::into_io`), and the connection is unusable from then on.
 
-use std::{collections::VecDeque, io, ops::Range};
+use std::{io, ops::Range};
 
 use mig_transport::{Error, Result};
 
@@ -129,10 +129,14 @@ pub(crate) enum Content {
     Closed,
 }
 
+/// Puts plaintext into the memory it is given, as much as there is and fits, and answers how much it was.
+pub(crate) type Fill<'a> = &'a mut dyn FnMut(&mut [u8]) -> usize;
+
 /// Makes records of plaintext.
 pub(crate) trait Seal: Send {
-    /// Encrypts 1 to [`MAX_PLAINTEXT_BYTES`] bytes as one record, after whatever TLS itself owes.
-    fn seal(&mut self, plaintext: &[u8], out: &mut Records) -> io::Result<()>;
+    /// Encrypts what `fill` puts at the beginning of the [`MAX_PLAINTEXT_BYTES`] it is given, as one record, after whatever TLS
+    /// itself owes. Answers how much that was; nothing is sealed if it was nothing.
+    fn seal(&mut self, fill: Fill<'_>, out: &mut Records) -> io::Result<usize>;
 
     /// Adds what TLS itself owes; nothing, if it owes nothing.
     fn settle(&mut self, out: &mut Records) -> io::Result<()>;
@@ -165,64 +169,67 @@ pub(crate) trait Seal: Send {
     fn refuse(&mut self, out: &mut Records) -> io::Result<()>;
 }
 
-/// Finished records on their way out, in order.
+/// Finished records on their way out, in order, and the place where the next one is made.
+///
+/// ```text
+///   0        start             end          capacity
+///   │ sent   │ not sent yet    │ room       │
+/// ```
+/// One stretch of memory for all of them, used again and again: what is encrypted is in the processor's cache from the copy
+/// out of the guest to the system call that sends it.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    queue: VecDeque<Vec<u8>>,
-    /// Bytes of the first one that were sent.
-    skip: usize,
-    bytes: usize,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
 }
 
 impl Records {
-    /// Appends bytes of one or more whole records, by taking them.
-    pub(crate) fn push(&mut self, records: Vec<u8>) {
-        if !records.is_empty() {
-            self.bytes += records.len();
-            self.queue.push_back(records);
-        }
+    /// With room for so many bytes. More is made when it is needed, and kept.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        Self { buffer: vec![0; bytes], start: 0, end: 0 }
     }
 
-    /// Bytes not sent yet.
-    #[cfg(test)]
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// Where the next `bytes` go; they count when they are [`add`](Self::add)ed.
+    pub(crate) fn room(&mut self, bytes: usize) -> &mut [u8] {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+        if self.buffer.len() < self.end + bytes {
+            self.buffer.resize(self.end + bytes, 0);
+        }
+        &mut self.buffer[self.end..self.end + bytes]
+    }
+
+    /// The first `bytes` of [`room`](Self::room) have become whole records.
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.end += bytes;
+        assert!(self.end <= self.buffer.len(), "more records than there was room for");
+    }
+
+    /// Appends bytes of one or more whole records by copying them.
+    pub(crate) fn push(&mut self, records: &[u8]) {
+        self.room(records.len()).copy_from_slice(records);
+        self.add(records.len());
     }
 
     /// Whether everything was sent.
     pub(crate) fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.start == self.end
     }
 
-    /// The bytes not sent yet, as the pieces of one gathered write; answers how many pieces of `into` are used.
-    pub(crate) fn pieces<'a>(&'a self, into: &mut [io::IoSlice<'a>]) -> usize {
-        let mut skip = self.skip;
-        let mut used = 0;
-        for (piece, record) in into.iter_mut().zip(&self.queue) {
-            *piece = io::IoSlice::new(&record[skip..]);
-            skip = 0;
-            used += 1;
-        }
-        used
+    /// The bytes not sent yet.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
     }
 
     /// Forgets the first `n` bytes, which were sent.
-    pub(crate) fn advance(&mut self, mut n: usize) {
-        assert!(n <= self.bytes, "sent {n} of {} bytes", self.bytes);
-        self.bytes -= n;
-        while let Some(first) = self.queue.front() {
-            let left = first.len() - self.skip;
-            if n < left {
-                self.skip += n;
-                return;
-            }
-            n -= left;
-            self.skip = 0;
-            self.queue.pop_front();
-        }
+    pub(crate) fn advance(&mut self, n: usize) {
+        assert!(n <= self.rest().len(), "sent {n} of {} bytes", self.rest().len());
+        self.start += n;
     }
 
-    /// Forgets everything.
+    /// Forgets everything, and gives the memory back.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -234,19 +241,24 @@ mod tests {
 
     #[test]
     fn records_leave_in_order_however_they_are_cut() {
-        let mut records = Records::default();
-        for record in [&b"abc"[..], b"", b"defg", b"h"] {
-            records.push(record.to_vec());
+        for room in [0, 4, 100] {
+            let mut records = Records::with_room(room);
+            for record in [&b"abc"[..], b"", b"defg"] {
+                records.push(record);
+            }
+            let mut left = Vec::new();
+            for n in [1, 2, 3] {
+                left.extend_from_slice(&records.rest()[..n]);
+                records.advance(n);
+            }
+            records.room(9)[..2].copy_from_slice(b"hi");
+            records.add(1);
+            left.extend_from_slice(records.rest());
+            records.advance(2);
+            assert!(records.is_empty());
+            records.push(b"i");
+            left.extend_from_slice(records.rest());
+            assert_eq!(left, b"abcdefghi", "room for {room}");
         }
-        let mut left = Vec::new();
-        for n in [1, 2, 3, 2] {
-            let mut pieces = [io::IoSlice::new(&[]); 2];
-            let used = records.pieces(&mut pieces);
-            let all: Vec<u8> = pieces[..used].iter().flat_map(|piece| piece.to_vec()).collect();
-            left.extend_from_slice(&all[..n]);
-            records.advance(n);
-        }
-        assert_eq!(left, b"abcdefgh");
-        assert!(records.is_empty());
     }
 }

@@ -15,7 +15,7 @@
 //! guest that runs at the destination too. What the channel said is told by the next call.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,12 +28,12 @@ use atomic_waker::AtomicWaker;
 use mig_transport::Sender;
 use tokio::io::AsyncWrite;
 
-use super::engine::{MAX_PLAINTEXT_BYTES, Records, Seal};
+use super::engine::{MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES, Records, Seal};
 
 /// Plaintext sealed at a time, and sent in one system call: sixteen records.
 pub(crate) const BATCH_BYTES: usize = 16 * MAX_PLAINTEXT_BYTES;
-/// Pieces of one write: a batch and what TLS itself says before and behind it.
-const PIECES: usize = 32;
+/// A batch in records, and what TLS itself says before and behind it. Memory that no record was in yet costs nothing.
+const OUTGOING_BYTES: usize = 17 * MAX_RECORD_BYTES;
 
 /// What both halves share.
 pub(crate) struct Link {
@@ -73,9 +73,8 @@ impl Link {
         Arc::new(Self {
             side: Mutex::new(WriteSide {
                 seal,
-                records: Records::default(),
+                records: Records::with_room(OUTGOING_BYTES),
                 sender: Some(sender),
-                plaintext: vec![0; MAX_PLAINTEXT_BYTES],
                 state: State::Open,
                 untold: None,
             }),
@@ -164,7 +163,7 @@ impl Link {
     /// Bytes that were sealed and did not leave.
     #[cfg(test)]
     pub(crate) fn pending_bytes(&self) -> usize {
-        self.lock().records.bytes()
+        self.lock().records.rest().len()
     }
 
     #[cfg(test)]
@@ -191,8 +190,6 @@ pub(crate) struct WriteSide {
     records: Records,
     /// `None` once the half was dropped.
     sender: Option<Sender>,
-    /// One record's worth on its way from guest memory, which nobody may encrypt in place.
-    plaintext: Vec<u8>,
     state: State,
     /// Why the direction failed, in a call that had to count what it sealed.
     untold: Option<io::Error>,
@@ -221,35 +218,28 @@ impl WriteSide {
         ready!(self.poll_drain(cx))?;
         let mut sealed = 0;
         while sealed < BATCH_BYTES {
-            let n = next(&mut self.plaintext);
-            if n == 0 {
-                break;
+            match self.seal.seal(&mut next, &mut self.records) {
+                Ok(0) => break,
+                Ok(n) => sealed += n,
+                Err(error) => return self.send_sealed(cx, sealed, Some(error)),
             }
-            if let Err(error) = self.seal.seal(&self.plaintext[..n], &mut self.records) {
-                return self.send_sealed(cx, sealed, Some(error));
-            }
-            sealed += n;
         }
         self.send_sealed(cx, sealed, None)
     }
 
-    /// Like [`poll_seal`](Self::poll_seal) for bytes that lie still: they are encrypted from where they are.
+    /// Like [`poll_seal`](Self::poll_seal), of the beginning of `bytes`.
     pub(crate) fn poll_seal_slice(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check_open()?;
-        ready!(self.poll_drain(cx))?;
-        let bytes = &bytes[..bytes.len().min(BATCH_BYTES)];
-        let mut sealed = 0;
-        for plaintext in bytes.chunks(MAX_PLAINTEXT_BYTES) {
-            if let Err(error) = self.seal.seal(plaintext, &mut self.records) {
-                return self.send_sealed(cx, sealed, Some(error));
-            }
-            sealed += plaintext.len();
-        }
-        self.send_sealed(cx, sealed, None)
+        let mut rest = bytes;
+        self.poll_seal(cx, |plaintext| {
+            let n = rest.len().min(plaintext.len());
+            plaintext[..n].copy_from_slice(&rest[..n]);
+            rest = &rest[n..];
+            n
+        })
     }
 
     /// Sends what the channel takes now of `sealed` bytes. From the first of them on the answer is their number, whatever
@@ -327,9 +317,7 @@ impl WriteSide {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.records.is_empty() {
             let Some(sender) = &mut self.sender else { return Poll::Ready(Err(ended())) };
-            let mut pieces = [IoSlice::new(&[]); PIECES];
-            let used = self.records.pieces(&mut pieces);
-            let outcome = ready!(Pin::new(sender).poll_write_vectored(cx, &pieces[..used]));
+            let outcome = ready!(Pin::new(sender).poll_write(cx, self.records.rest()));
             let sent = match outcome {
                 Ok(0) => Err(io::ErrorKind::WriteZero.into()),
                 other => other,

@@ -25,6 +25,7 @@
 
 pub(crate) mod agree;
 mod beginning;
+mod cipher;
 pub(crate) mod engine;
 mod halves;
 mod incoming;

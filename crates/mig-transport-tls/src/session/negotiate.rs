@@ -8,11 +8,7 @@
 //! ```
 //! Dropping the future anywhere closes the connection; nothing runs on.
 
-use std::{
-    io::{self, IoSlice},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use mig_transport::{Channel, ChannelParts, Endpoint, Error, Receiver, Result, Sender};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -276,9 +272,7 @@ impl Agreeing {
         let mut records = Records::default();
         let mut told = established.seal.refuse(&mut records);
         while let (Ok(()), false) = (&told, records.is_empty()) {
-            let mut pieces = [IoSlice::new(&[]); 4];
-            let used = records.pieces(&mut pieces);
-            told = match self.sender.write_vectored(&pieces[..used]).await {
+            told = match self.sender.write(records.rest()).await {
                 Ok(0) => Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => {
                     records.advance(sent);

@@ -33,7 +33,8 @@ use openssl::{
 use rustls::AlertDescription;
 
 use super::engine::{
-    Content, Established, Handshake, MAX_PLAINTEXT_BYTES, Open, Opened, Peer, Records, Seal, Step,
+    Content, Established, Fill, Handshake, MAX_PLAINTEXT_BYTES, Open, Opened, Peer, Records, Seal,
+    Step,
 };
 use crate::{
     credentials::{Keys, User, printable},
@@ -263,7 +264,12 @@ impl Handshake for Agreeing {
                 shared: shared.clone(),
                 plaintext: vec![0; MAX_PLAINTEXT_BYTES],
             }),
-            seal: Box::new(Sealer { shared, may_seal, sealed: 0 }),
+            seal: Box::new(Sealer {
+                shared,
+                plaintext: vec![0; MAX_PLAINTEXT_BYTES],
+                may_seal,
+                sealed: 0,
+            }),
             peer,
             agreed,
         })
@@ -328,15 +334,18 @@ impl Open for Opener {
 /// Seals, and counts what it sealed.
 struct Sealer {
     shared: Shared,
+    /// OpenSSL does not encrypt in place.
+    plaintext: Vec<u8>,
     /// Records that the keys may protect.
     may_seal: u64,
     sealed: u64,
 }
 
 impl Seal for Sealer {
-    fn seal(&mut self, plaintext: &[u8], out: &mut Records) -> io::Result<()> {
+    fn seal(&mut self, fill: Fill<'_>, out: &mut Records) -> io::Result<usize> {
+        let filled = fill(&mut self.plaintext);
         let mut stream = self.shared.lock();
-        let mut rest = plaintext;
+        let mut rest = &self.plaintext[..filled];
         while !rest.is_empty() {
             if self.sealed >= self.may_seal {
                 return Err(worn_out(self.sealed).into_io());
@@ -346,7 +355,7 @@ impl Seal for Sealer {
             rest = &rest[sent..];
         }
         take(&mut stream, out);
-        Ok(())
+        Ok(filled)
     }
 
     fn settle(&mut self, out: &mut Records) -> io::Result<()> {
@@ -390,7 +399,8 @@ fn damaged(doing: &str, why: String) -> Error {
 }
 
 fn take(stream: &mut SslStream<Pipe>, out: &mut Records) {
-    out.push(std::mem::take(&mut stream.get_mut().outgoing));
+    out.push(&stream.get_ref().outgoing);
+    stream.get_mut().outgoing.clear();
 }
 
 /// The alert that the other end sent, if that is what happened.

@@ -5,9 +5,9 @@
 //!                      │ key update of the peer ─▶ KeyUpdates (new keys; "an answer is due"; an alert)
 //!   writing task: RecordSealer ◀─────────────────────┘
 //! ```
-//! rustls did the handshake and makes every key, nonce and ciphertext; here is only what stands around them (RFC 8446 §5 and
-//! §4.6, RFC 5246 §6.2): sequence numbers, content types, close_notify, key updates. Each direction has its own object,
-//! so reading and writing never wait for each other but while a key changes.
+//! rustls did the handshake, makes every key and opens every record; what seals them is in [`cipher`](super::cipher). Here is
+//! only what stands around that (RFC 8446 §5 and §4.6, RFC 5246 §6.2): sequence numbers, content types, close_notify, key
+//! updates. Each direction has its own object, so reading and writing never wait for each other but while a key changes.
 //!
 //! Keys wear out after 2²⁴ records of AES-GCM (256 GiB): with TLS 1.3 the sender changes them before, without asking the
 //! peer to change its own, because QEMU's GnuTLS must not be made to write by a reader (docs/wire/transports.md §5.3). With
@@ -27,16 +27,16 @@ use rustls::{
     AlertDescription, ConnectionTrafficSecrets, ContentType, ExtractedSecrets, PeerMisbehaved,
     ProtocolVersion, SupportedCipherSuite,
     client::ClientConnectionData,
-    crypto::cipher::{
-        AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, MessageEncrypter, OutboundChunks,
-        OutboundPlainMessage,
-    },
+    crypto::cipher::{AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter},
     kernel::KernelConnection,
     server::ServerConnectionData,
 };
 
-use super::engine::{
-    Content, HEADER_BYTES, MAX_PLAINTEXT_BYTES, Open, Opened, Records, Seal, Words,
+use super::{
+    cipher::Cipher,
+    engine::{
+        Content, Fill, HEADER_BYTES, MAX_PLAINTEXT_BYTES, Open, Opened, Records, Seal, Words,
+    },
 };
 
 /// Messages between the two TLS ends, and empty records, that may come with no byte of data between them. A peer that
@@ -119,8 +119,7 @@ pub(crate) fn records(
     };
     let sealer = RecordSealer {
         suite,
-        encrypter: counted_up(encrypter(suite, send_secrets)?, send_sequence)?,
-        sequence: send_sequence,
+        cipher: Cipher::new(suite, send_secrets, send_sequence)?,
         limit,
         asks: false,
         key_changes: 0,
@@ -130,46 +129,15 @@ pub(crate) fn records(
     Ok((opener, sealer))
 }
 
-fn key_and_iv(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), rustls::Error> {
+pub(super) fn key_and_iv(
+    secrets: ConnectionTrafficSecrets,
+) -> Result<(AeadKey, Iv), rustls::Error> {
     match secrets {
         ConnectionTrafficSecrets::Aes128Gcm { key, iv }
         | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
         | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok((key, iv)),
         _ => Err(rustls::Error::General("an unknown cipher".into())),
     }
-}
-
-fn encrypter(
-    suite: SupportedCipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageEncrypter>, rustls::Error> {
-    let (key, iv) = key_and_iv(secrets)?;
-    Ok(match suite {
-        SupportedCipherSuite::Tls13(suite) => suite.aead_alg.encrypter(key, iv),
-        SupportedCipherSuite::Tls12(suite) => {
-            let fixed = suite.aead_alg.key_block_shape().fixed_iv_len;
-            let (iv, explicit) = iv.as_ref().split_at(fixed);
-            suite.aead_alg.encrypter(key, iv, explicit)
-        }
-    })
-}
-
-/// Brings a fresh encrypter to where the handshake's was. aws-lc holds every nonce against the first one it saw, which must
-/// be that of record 0: with TLS 1.2 that was the handshake's last message, sealed elsewhere. What is sealed here under its
-/// nonce leaves this function for nowhere.
-fn counted_up(
-    mut encrypter: Box<dyn MessageEncrypter>,
-    sequence: u64,
-) -> Result<Box<dyn MessageEncrypter>, rustls::Error> {
-    for number in 0..sequence {
-        let nothing = OutboundPlainMessage {
-            typ: ContentType::ApplicationData,
-            version: ProtocolVersion::TLSv1_2,
-            payload: OutboundChunks::Single(&[]),
-        };
-        drop(encrypter.encrypt(nothing, number)?);
-    }
-    Ok(encrypter)
 }
 
 fn decrypter(
@@ -401,9 +369,7 @@ fn first_message(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 /// Seals the records of one direction.
 pub(crate) struct RecordSealer {
     suite: SupportedCipherSuite,
-    encrypter: Box<dyn MessageEncrypter>,
-    /// Of the next record, since the keys changed last.
-    sequence: u64,
+    cipher: Cipher,
     /// Records that one key may protect.
     limit: u64,
     /// A change of keys asks the peer for one.
@@ -415,11 +381,10 @@ pub(crate) struct RecordSealer {
 }
 
 impl Seal for RecordSealer {
-    fn seal(&mut self, plaintext: &[u8], out: &mut Records) -> io::Result<()> {
-        debug_assert!((1..=MAX_PLAINTEXT_BYTES).contains(&plaintext.len()));
+    fn seal(&mut self, fill: Fill<'_>, out: &mut Records) -> io::Result<usize> {
         self.settle(out)?;
         self.before_worn_out(out)?;
-        self.put(ContentType::ApplicationData, plaintext, out)
+        self.put(ContentType::ApplicationData, fill, out)
     }
 
     fn settle(&mut self, out: &mut Records) -> io::Result<()> {
@@ -428,7 +393,7 @@ impl Seal for RecordSealer {
         }
         let alert = lock(&self.common.alert_due).take();
         if let (Some(alert), false) = (alert, self.ended) {
-            self.put(ContentType::Alert, &[ALERT_FATAL, alert.into()], out)?;
+            self.say(ContentType::Alert, &[ALERT_FATAL, alert.into()], out)?;
             self.ended = true;
         }
         Ok(())
@@ -446,7 +411,7 @@ impl Seal for RecordSealer {
         self.settle(out)?;
         if !self.ended {
             let close = AlertDescription::CloseNotify.into();
-            self.put(ContentType::Alert, &[ALERT_WARNING, close], out)?;
+            self.say(ContentType::Alert, &[ALERT_WARNING, close], out)?;
             self.ended = true;
         }
         Ok(())
@@ -474,27 +439,28 @@ impl Seal for RecordSealer {
 }
 
 impl RecordSealer {
-    fn put(&mut self, kind: ContentType, plaintext: &[u8], out: &mut Records) -> io::Result<()> {
+    fn put(&mut self, kind: ContentType, fill: Fill<'_>, out: &mut Records) -> io::Result<usize> {
         if self.ended {
             return Err(io::Error::new(
                 io::ErrorKind::BrokenPipe,
                 "this direction of the TLS connection has been ended",
             ));
         }
-        let message = OutboundPlainMessage {
-            typ: kind,
-            version: ProtocolVersion::TLSv1_2,
-            payload: OutboundChunks::Single(plaintext),
+        self.cipher.seal(kind, fill, out)
+    }
+
+    /// A message of TLS itself.
+    fn say(&mut self, kind: ContentType, message: &[u8], out: &mut Records) -> io::Result<()> {
+        let mut fill = |into: &mut [u8]| {
+            into[..message.len()].copy_from_slice(message);
+            message.len()
         };
-        let sealed = self.encrypter.encrypt(message, self.sequence);
-        out.push(sealed.map_err(|error| broken(&error))?.encode());
-        self.sequence += 1;
-        Ok(())
+        self.put(kind, &mut fill, out).map(drop)
     }
 
     /// Leaves room for what ends the use of the keys: a key update, or with TLS 1.2 an alert.
     fn before_worn_out(&mut self, out: &mut Records) -> io::Result<()> {
-        if self.sequence + 2 < self.limit {
+        if self.cipher.sequence() + 2 < self.limit {
             return Ok(());
         }
         if self.suite.tls13().is_some() {
@@ -503,19 +469,18 @@ impl RecordSealer {
         let what = format!(
             "the keys of this TLS 1.2 connection are used up after {} records, and cannot be changed; use TLS 1.3 or \
              more channels",
-            self.sequence
+            self.cipher.sequence()
         );
         Err(Error::PeerIncompatible { what }.into_io())
     }
 
     fn change_keys(&mut self, ask: bool, out: &mut Records) -> io::Result<()> {
         let message = [KEY_UPDATE, 0, 0, 1, u8::from(ask)];
-        self.put(ContentType::Handshake, &message, out)?;
+        self.say(ContentType::Handshake, &message, out)?;
         let fresh = lock(&self.common.kernel)
             .new_sending_secrets()
-            .and_then(|secrets| encrypter(self.suite, secrets));
-        self.encrypter = fresh.map_err(|error| broken(&error))?;
-        self.sequence = 0;
+            .and_then(|secrets| Cipher::new(self.suite, secrets, 0));
+        self.cipher = fresh.map_err(|error| broken(&error))?;
         self.key_changes += 1;
         tracing::debug!(ask, times = self.key_changes, "changed the TLS keys for sending");
         Ok(())

@@ -20,7 +20,7 @@ use super::doubles::Ends;
 
 const RECORD: usize = 1 << 14;
 
-/// Takes so many writes, a record each, and then no more.
+/// Takes so many writes, at most so much of each that there is one whole record in it, and then no more.
 struct Breaks {
     inner: DuplexStream,
     left: Arc<AtomicUsize>,
@@ -34,10 +34,10 @@ impl AsyncWrite for Breaks {
     ) -> Poll<io::Result<usize>> {
         match self.left.load(Ordering::Relaxed) {
             0 => return Poll::Ready(Err(io::Error::from_raw_os_error(broken_pipe()))),
-            usize::MAX => {}
+            usize::MAX => return Pin::new(&mut self.inner).poll_write(cx, bytes),
             left => self.left.store(left - 1, Ordering::Relaxed),
         }
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        Pin::new(&mut self.inner).poll_write(cx, &bytes[..bytes.len().min(RECORD + 1000)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
