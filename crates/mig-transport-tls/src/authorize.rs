@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 
 use self::pattern::{Shown, Source, What};
 use crate::{
-    credentials::{CertificateFacts, misuse, read_bounded},
+    credentials::{CertificateFacts, misuse, read_bounded, warn_if_others_may_write},
     session::engine::Peer,
 };
 
@@ -190,6 +190,7 @@ fn read_file(path: &Path, rules: &mut Rules) -> Result<()> {
             path.display()
         ))
     })?;
+    warn_if_others_may_write(path, "let in whom they like");
     let text = String::from_utf8(bytes).map_err(|_| {
         misuse(format!("{}: not UTF-8; write names beyond ASCII in UTF-8", path.display()))
     })?;

@@ -1,5 +1,7 @@
 //! The source's end: a channel is opened, then TLS is agreed on over it, as the TLS client.
 
+use std::sync::{Arc, atomic::AtomicBool};
+
 use async_trait::async_trait;
 use mig_transport::{Channel, Connector, Error, Result};
 
@@ -15,6 +17,8 @@ pub struct TlsConnector {
     credentials: ClientCredentials,
     name: ExpectedName,
     options: TlsOptions,
+    /// The destination has said something, so it has taken our certificate: an end is about something else.
+    heard: Arc<AtomicBool>,
 }
 
 impl TlsConnector {
@@ -42,7 +46,7 @@ impl TlsConnector {
                  command that reads and writes)",
             );
         }
-        Ok(Self { inner, credentials, name, options })
+        Ok(Self { inner, credentials, name, options, heard: Arc::default() })
     }
 }
 
@@ -60,6 +64,7 @@ impl Connector for TlsConnector {
             deadline: self.options.handshake,
             // Who the destination must be is part of its certificate's verification.
             admit: TlsOptions::default().admit(),
+            heard: Arc::clone(&self.heard),
             progress: Progress::default(),
             key_update_after: self.options.key_update_after,
         };

@@ -12,7 +12,7 @@
 //! | the other end wants a certificate and we have none to show | `Misuse` |
 //! | the other end breaks TLS | `PeerMisbehaved` |
 //!
-//! What comes from the other end's certificate is text of a stranger: shortened, its control characters escaped.
+//! What comes from the other end's certificate is text of a stranger: shortened, and escaped where it could deceive.
 
 use mig_transport::Error;
 use rustls::{AlertDescription, CertificateError};
@@ -222,7 +222,8 @@ impl Explainer {
                     printable(&facts.issuer.to_string()),
                     self.file("ca-cert.pem")
                 ),
-                "add that CA's certificate to it, or take certificates of the same CA at both ends".to_owned(),
+                "if you trust that CA, add its certificate to it; else take certificates of one that is there at both ends"
+                    .to_owned(),
             ),
             CertificateError::BadSignature => (
                 format!(
@@ -282,8 +283,9 @@ impl Explainer {
         let field = if is_address { "ip_address" } else { "dns_name" };
         let names = facts.host_names();
         if names.is_empty() {
+            let lacks = facts.lack_of_host_names();
             return format!(
-                "the destination's certificate ({facts}) has no subject alternative name, and it must have {wanted:?}: the \
+                "the destination's certificate ({facts}) has {lacks}, and it must have {wanted:?}: the \
                  common name does not count (RFC 9525), though QEMU takes it; have it issued with one (certtool: {field} = \
                  \"{wanted}\"; openssl: subjectAltName; for a trial: `mig certs DIR --host {wanted}`)"
             );

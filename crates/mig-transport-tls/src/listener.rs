@@ -13,7 +13,7 @@
 
 mod handshakes;
 
-use std::{future::poll_fn, task::Poll};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use async_trait::async_trait;
 use mig_transport::{Channel, Error, Listener, LogLimit, Result};
@@ -70,6 +70,8 @@ impl TlsListener {
             role: Role::Destination,
             deadline: self.options.handshake,
             admit: self.options.admit(),
+            // Whoever comes next is somebody else.
+            heard: Arc::default(),
             progress: progress.clone(),
             key_update_after: self.options.key_update_after,
         };

@@ -8,8 +8,8 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    SerialNumber, date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -58,22 +58,7 @@ impl Site {
     }
 
     pub(crate) fn revoke(&self, serial: u64, next_update: i32) {
-        let entry = RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: date_time_ymd(2020, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(2020, 1, 1),
-            next_update: date_time_ymd(next_update, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![entry],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let list = list.signed_by(&self.ca).expect("a list");
-        self.write("ca-crl.pem", list.pem().expect("PEM"));
+        self.write("ca-crl.pem", revocations(&self.ca, serial, 2020, next_update));
     }
 
     pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) {
@@ -91,6 +76,38 @@ impl Site {
     /// An error's text without this run's directory.
     pub(crate) fn told(&self, error: &mig_transport::Error) -> String {
         error.to_string().replace(&self.path().display().to_string(), "DIR")
+    }
+}
+
+/// A list of `ca` that revokes one certificate.
+pub(crate) fn revocations(
+    ca: &Issuer<'_, KeyPair>,
+    serial: u64,
+    this_update: i32,
+    next_update: i32,
+) -> String {
+    let list = revocation_params(serial, this_update, next_update);
+    list.signed_by(ca).expect("a list").pem().expect("PEM")
+}
+
+pub(crate) fn revocation_params(
+    serial: u64,
+    this_update: i32,
+    next_update: i32,
+) -> CertificateRevocationListParams {
+    let entry = RevokedCertParams {
+        serial_number: SerialNumber::from(serial),
+        revocation_time: date_time_ymd(2020, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    CertificateRevocationListParams {
+        this_update: date_time_ymd(this_update, 1, 1),
+        next_update: date_time_ymd(next_update, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![entry],
+        key_identifier_method: KeyIdMethod::Sha256,
     }
 }
 

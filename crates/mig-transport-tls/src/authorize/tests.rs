@@ -1,11 +1,13 @@
 //! The table of rules and names: what fits, what does not, and what is said then.
 
+use std::os::unix::fs::PermissionsExt;
+
 use rcgen::{CertificateParams, DnType, SanType};
 
 use super::Authorization;
 use crate::{
     session::engine::Peer,
-    testing::{Site, client_params, key},
+    testing::{Site, client_params, key, warnings},
 };
 
 /// A certificate with this name, in this order, and these SANs: `dns:`, `ip:`, `uri:`, `email:`.
@@ -298,6 +300,16 @@ fn rules_come_from_files() {
     assert!(!allows(&rule, &laptop()));
     let rules = Authorization::parse(["san:dns:laptop.example.com", rule.as_str()]).expect("rules");
     assert!(rules.check(&laptop()).is_ok(), "in the order given");
+
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).expect("changed");
+    let told = warnings(|| drop(Authorization::parse([rule.as_str()]).expect("rules")));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].ends_with(
+            "rules: others can write to it (mode 0666), and let in whom they like; chmod go-w it"
+        ),
+        "{told:?}"
+    );
 
     let wrong = |text: &str| {
         site.write("rules", text);

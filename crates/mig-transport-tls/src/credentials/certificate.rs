@@ -87,9 +87,17 @@ impl CertificateFacts {
         let names: Vec<_> = self.names.iter().filter(of_hosts).map(ToString::to_string).collect();
         names.join(", ")
     }
+
+    /// What it has not, if [there are none](Self::host_names).
+    pub(crate) fn lack_of_host_names(&self) -> &'static str {
+        match self.names.is_empty() && !self.has_unreadable_names {
+            true => "no subject alternative name",
+            false => "no DNS name and no IP address among its subject alternative names",
+        }
+    }
 }
 
-/// The subject, and the names if there are any: untrusted text, its control characters escaped.
+/// The subject, and the names if there are any: untrusted text, escaped where it could deceive.
 impl fmt::Display for CertificateFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let subject = self.subject.to_string();
@@ -120,13 +128,21 @@ pub(crate) fn printable(text: &str) -> String {
             out.push('…');
             break;
         }
-        if character.is_control() {
+        if character.is_control() || deceives(character) {
             out.extend(character.escape_default());
         } else {
             out.push(character);
         }
     }
     out
+}
+
+/// Begins a new line, turns the direction of what follows, or cannot be seen, without being a control character (Unicode:
+/// Zl, Zp, and those of Cf that matter to text or to a terminal).
+fn deceives(character: char) -> bool {
+    matches!(character,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Of a kind that rules are about, and not one.

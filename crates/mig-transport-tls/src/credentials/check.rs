@@ -17,19 +17,17 @@ use rustls::{
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
-use x509_parser::{
-    certificate::X509Certificate, prelude::FromDer, revocation_list::CertificateRevocationList,
-};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::{
     certificate::{CertificateFacts, printable},
     directory::{Directory, PemFile, misuse, warn_if_others_may_write},
     provider,
+    revocation::{self, CRL_FILE},
     time::{now, utc},
 };
 
-const CA_FILE: &str = "ca-cert.pem";
-const CRL_FILE: &str = "ca-crl.pem";
+pub(super) const CA_FILE: &str = "ca-cert.pem";
 
 /// Which end a pair of certificate and key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,10 +68,11 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    pub(super) fn load(directory: &Directory) -> Result<Self> {
+    /// For the end that `purpose` names.
+    pub(super) fn load(directory: &Directory, purpose: Purpose) -> Result<Self> {
         let file = directory.require(CA_FILE)?;
         let certificates = file.certificates()?;
-        warn_if_others_may_write(file.path());
+        warn_if_others_may_write(file.path(), "put an authority of their own there");
         let mut roots = RootCertStore::empty();
         for (at, certificate) in certificates.iter().enumerate() {
             let place = Place { file: file.path(), at, of: certificates.len() };
@@ -82,10 +81,7 @@ impl Trust {
                 .add(certificate.clone())
                 .map_err(|error| place.wrong(&error.to_string(), ANEW))?;
         }
-        let crls = match directory.read(CRL_FILE)? {
-            Some(file) => load_crls(&file)?,
-            None => Vec::new(),
-        };
+        let crls = revocation::load(directory, &certificates, purpose)?;
         Ok(Self { roots: Arc::new(roots), crls })
     }
 
@@ -124,7 +120,7 @@ fn unusable(directory: &Directory, error: &VerifierBuilderError) -> mig_transpor
     misuse(format!("{}: cannot be used: {what}; {ANEW}", directory.file(file).display()))
 }
 
-const ANEW: &str = "have the CA issue it anew";
+pub(super) const ANEW: &str = "have the CA issue it anew";
 
 /// A certificate of a file, for messages.
 struct Place<'a> {
@@ -216,7 +212,7 @@ pub(super) fn load_pair(
     trust: &Trust,
 ) -> Result<Option<CertifiedKey>> {
     let (certificate_file, key_file) = (purpose.certificate_file(), purpose.key_file());
-    let file = match (directory.read(certificate_file)?, directory.file(key_file).exists()) {
+    let file = match (directory.read(certificate_file)?, directory.has(key_file)) {
         (Some(file), _) => file,
         (None, true) => return Err(directory.missing(certificate_file)),
         (None, false) => return Ok(None),
@@ -289,9 +285,10 @@ fn check_leaf(file: &PemFile, chain: &[CertificateDer<'static>], purpose: Purpos
     place.check_dates(&facts)?;
     if purpose == Purpose::Server && facts.host_names().is_empty() {
         tracing::warn!(
-            "{}: the certificate of {subject} has no subject alternative name: QEMU takes its common name, sources that \
+            "{}: the certificate of {subject} has {}: QEMU takes its common name, sources that \
              follow RFC 9525, such as mig, will refuse it; have it issued with one (certtool: dns_name, ip_address)",
-            file.path().display()
+            file.path().display(),
+            facts.lack_of_host_names()
         );
     }
     Ok(())
@@ -347,36 +344,14 @@ fn check_chain(
             &format!("the certificate of {subject} is revoked by {CRL_FILE}"),
             "have the CA issue a new one",
         )),
+        Err(error @ rustls::Error::InvalidCertRevocationList(_)) => Err(misuse(format!(
+            "{}: cannot be held against the certificate of {subject} in {}: {error}; {ANEW}",
+            directory.file(CRL_FILE).display(),
+            purpose.certificate_file()
+        ))),
         Err(error) => Err(place.wrong(
             &format!("the certificate of {subject} does not hold against {CA_FILE}: {error}"),
             ANEW,
         )),
     }
-}
-
-fn load_crls(file: &PemFile) -> Result<Vec<CertificateRevocationListDer<'static>>> {
-    let lists = file.revocation_lists()?;
-    let now = now();
-    for list in &lists {
-        let parsed = match CertificateRevocationList::from_der(list) {
-            Ok((_rest, parsed)) => parsed,
-            Err(error) => {
-                let path = file.path().display();
-                return Err(misuse(format!(
-                    "{path}: this is no revocation list ({error}); {ANEW}"
-                )));
-            }
-        };
-        if let Some(next) = parsed.next_update().map(|next| next.timestamp())
-            && next < now
-        {
-            tracing::warn!(
-                "{}: the revocation list should have been replaced by {}; what it revokes stays refused, what was revoked \
-                 since is not known here: fetch the CA's new one",
-                file.path().display(),
-                utc(next)
-            );
-        }
-    }
-    Ok(lists)
 }

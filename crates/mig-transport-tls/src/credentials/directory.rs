@@ -30,7 +30,13 @@ pub(super) struct PemFile {
 impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => Ok(Self { path: path.to_owned() }),
+            Ok(metadata) if metadata.is_dir() => {
+                warn_if_others_may_write(
+                    path,
+                    "put files of their own in the place of those in it",
+                );
+                Ok(Self { path: path.to_owned() })
+            }
             Ok(_) => Err(misuse(format!(
                 "{}: not a directory; credentials are a directory with ca-cert.pem and the other files that QEMU's \
                  tls-creds-x509 takes, as `mig certs DIR` makes one",
@@ -50,6 +56,11 @@ impl Directory {
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Whether there is such a file; a link that leads nowhere is one, and [`read`](Self::read) says so.
+    pub(super) fn has(&self, name: &str) -> bool {
+        fs::symlink_metadata(self.file(name)).is_ok()
     }
 
     /// A file that must be there.
@@ -181,11 +192,11 @@ pub(super) fn warn_if_no_secret(path: &Path) {
     }
 }
 
-/// Whoever can write there decides who is trusted.
-pub(super) fn warn_if_others_may_write(path: &Path) {
+/// Whoever can write to what is trusted decides who is: what they `can` do.
+pub(crate) fn warn_if_others_may_write(path: &Path, can: &str) {
     if let Some(mode) = mode(path).filter(|mode| mode & 0o022 != 0) {
         tracing::warn!(
-            "{}: others can write it (mode {mode:04o}), and put an authority of their own there; chmod go-w it",
+            "{}: others can write to it (mode {mode:04o}), and {can}; chmod go-w it",
             path.display()
         );
     }
@@ -195,13 +206,23 @@ fn mode(path: &Path) -> Option<u32> {
     Some(fs::metadata(path).ok()?.permissions().mode() & 0o777)
 }
 
-/// A whole file of at most `limit` bytes; `None` if there is none.
+/// A whole file of at most `limit` bytes; `None` if there is none. A link that leads nowhere is not none: whoever put it there
+/// meant a file.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     // Looked at before it is opened: opening a FIFO would wait for its writer.
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(_) => return Err(misuse(format!("{}: not a regular file", path.display()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match fs::read_link(path) {
+                Ok(there) => Err(misuse(format!(
+                    "{}: a link to {}, and there is no such file; mend the link, or remove it where none is meant",
+                    path.display(),
+                    there.display()
+                ))),
+                Err(_no_link) => Ok(None),
+            };
+        }
         Err(error) => return Err(unreadable(path, &error)),
     }
     let mut bytes = Vec::new();

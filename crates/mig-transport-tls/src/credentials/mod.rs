@@ -22,6 +22,7 @@ mod distinguished_name;
 mod expected_name;
 #[cfg(feature = "tls-psk")]
 mod psk;
+mod revocation;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -43,7 +44,7 @@ pub use self::expected_name::ExpectedName;
 pub(crate) use self::psk::{Keys, User};
 pub(crate) use self::{
     certificate::{AlternativeName, CertificateFacts, printable},
-    directory::{misuse, read_bounded},
+    directory::{misuse, read_bounded, warn_if_others_may_write},
     distinguished_name::{DistinguishedName, attributes},
     time::{now, utc},
     verifier::Witness,
@@ -93,7 +94,7 @@ impl ClientCredentials {
     /// certificate that no destination would take, today.
     pub fn x509(dir: &Path) -> Result<Self> {
         let directory = Directory::open(dir)?;
-        let trust = check::Trust::load(&directory)?;
+        let trust = check::Trust::load(&directory, Purpose::Client)?;
         let verifier = trust.server_verifier(&directory)?;
         let pair = check::load_pair(&directory, Purpose::Client, &trust)?;
         let has_certificate = pair.is_some();
@@ -219,7 +220,7 @@ impl ServerCredentials {
     /// certificate that no source would take, today.
     pub fn x509(dir: &Path, verify_peer: bool) -> Result<Self> {
         let directory = Directory::open(dir)?;
-        let trust = check::Trust::load(&directory)?;
+        let trust = check::Trust::load(&directory, Purpose::Server)?;
         let pair = check::load_pair(&directory, Purpose::Server, &trust)?
             .ok_or_else(|| directory.missing(Purpose::Server.certificate_file()))?;
         let verifier = verify_peer.then(|| trust.client_verifier(&directory)).transpose()?;

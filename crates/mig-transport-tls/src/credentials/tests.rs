@@ -6,7 +6,7 @@ use mig_transport::Blame;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, date_time_ymd};
 
 use super::{ClientCredentials, ServerCredentials};
-use crate::testing::{Site, ca_params, client_params, key, server_params, warnings};
+use crate::testing::{Site, ca_params, client_params, key, revocations, server_params, warnings};
 
 #[test]
 fn a_complete_set_loads_at_both_ends() {
@@ -110,10 +110,31 @@ fn what_is_doubtful_is_warned_about() {
     assert_eq!(
         warned(),
         [
-            "DIR/ca-cert.pem: others can write it (mode 0664), and put an authority of their own there; chmod go-w it"
+            "DIR/ca-cert.pem: others can write to it (mode 0664), and put an authority of their own there; chmod go-w it"
         ]
     );
     fs::set_permissions(&ca, fs::Permissions::from_mode(0o644)).expect("changed");
+
+    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o777)).expect("changed");
+    assert_eq!(
+        warned(),
+        [
+            "DIR: others can write to it (mode 0777), and put files of their own in the place of those in it; chmod go-w it"
+        ]
+    );
+    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+    assert_eq!(warned(), [""; 0]);
+
+    site.revoke(7, 2110);
+    let list = site.path().join("ca-crl.pem");
+    fs::set_permissions(&list, fs::Permissions::from_mode(0o666)).expect("changed");
+    assert_eq!(
+        warned(),
+        [
+            "DIR/ca-crl.pem: others can write to it (mode 0666), and leave out of it whom they like, or put an older one there; \
+             chmod go-w it"
+        ]
+    );
 
     site.revoke(7, 2021);
     let told = warned();
@@ -259,9 +280,40 @@ const SERVER: &[(&str, Spoil)] = &[
         site.revoke(7, 2110);
     }),
     ("a revocation list that is none", |site| site.write("ca-crl.pem", site.ca.pem())),
+    ("another CA's revocation list", |site| {
+        let other = Site::with_ca(ca_params("Other CA"));
+        other.revoke(7, 2110);
+        site.write("ca-crl.pem", other.read("ca-crl.pem"));
+    }),
+    ("another CA's revocation list beside the right one", |site| {
+        let other = Site::with_ca(ca_params("Other CA"));
+        let lists = [revocations(&site.ca, 7, 2020, 2110), revocations(&other.ca, 7, 2020, 2110)];
+        site.write("ca-crl.pem", lists.concat());
+    }),
+    ("a revocation list of the CA's namesake", |site| {
+        let other = Site::new();
+        other.revoke(7, 2110);
+        site.write("ca-crl.pem", other.read("ca-crl.pem"));
+    }),
+    ("a link to no revocation list", |site| link_to_nowhere(site, "ca-crl.pem")),
+    ("a link to no key", |site| link_to_nowhere(site, "server-key.pem")),
 ];
 
+fn link_to_nowhere(site: &Site, name: &str) {
+    let path = site.path().join(name);
+    let _if_it_is_there = fs::remove_file(&path);
+    std::os::unix::fs::symlink("../elsewhere/gone.pem", path).expect("a link");
+}
+
 const CLIENT: &[(&str, Spoil)] = &[
+    ("links to neither certificate nor key", |site| {
+        link_to_nowhere(site, "client-cert.pem");
+        link_to_nowhere(site, "client-key.pem");
+    }),
+    ("no certificate, and a link to no key", |site| {
+        fs::remove_file(site.path().join("client-cert.pem")).expect("removed");
+        link_to_nowhere(site, "client-key.pem");
+    }),
     ("a key alone", |site| fs::remove_file(site.path().join("client-cert.pem")).expect("removed")),
     ("a certificate alone", |site| {
         fs::remove_file(site.path().join("client-key.pem")).expect("removed")

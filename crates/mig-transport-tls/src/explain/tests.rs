@@ -174,6 +174,15 @@ fn whose_certificate_does_not_fit_and_why() {
     all += &told("another override", &source, &destination, "tcp:dst1.example:1", Some("dst3"));
     let (source, destination) = two(server_params(&[]), client());
     all += &told("no SAN", &source, &destination, "tcp:dst1:1", None);
+    let (source, destination) = two(
+        with(server_params(&[]), |params| {
+            let uri = "spiffe://x/y".try_into().expect("a URI");
+            params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+        }),
+        client(),
+    );
+    all += &told("a SAN that is no host's", &source, &destination, "tcp:dst1:1", None);
+    let (source, destination) = two(server_params(&[]), client());
     all += &told("no SAN, an address wanted", &source, &destination, "tcp:192.0.2.7:1", None);
 
     let stranger = Site::with_ca(ca_params("Other CA"));
@@ -324,6 +333,10 @@ fn a_strangers_name_cannot_write_on_the_terminal() {
     let site = Site::new();
     let params = with(client_params("src1"), |params| {
         params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, "a\u{1b}[2Jb\nc");
+        // The last one is shown as it is.
+        params
+            .distinguished_name
+            .push(rcgen::DnType::LocalityName, "d\u{202e}e\u{2028}f\u{200b}\u{feff}Zürich");
         let many = (0..1000).map(|n| format!("host{n}.example"));
         params.subject_alt_names =
             CertificateParams::new(many.collect::<Vec<_>>()).expect("names").subject_alt_names;
@@ -332,6 +345,7 @@ fn a_strangers_name_cannot_write_on_the_terminal() {
     let facts = crate::credentials::CertificateFacts::of(certificate.der()).expect("a certificate");
     let text = facts.to_string();
     assert!(text.contains(r"OU=a\u{1b}[2Jb\nc"), "{text}");
+    assert!(text.contains(r"L=d\u{202e}e\u{2028}f\u{200b}\u{feff}Zürich"), "{text}");
     assert!(text.contains("and 980 more"), "{text}");
     assert!(text.len() < 1000, "{}", text.len());
 }

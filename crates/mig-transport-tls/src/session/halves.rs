@@ -47,8 +47,7 @@ pub(crate) struct TlsReceiveHalf {
     plain: Range<usize>,
     state: State,
     role: Role,
-    /// What it probably means when the other end hangs up before a byte of data has come.
-    hung_up: &'static str,
+    /// The link has been told.
     data_came: bool,
 }
 
@@ -68,7 +67,6 @@ impl TlsReceiveHalf {
         open: Box<dyn Open>,
         mut incoming: Incoming,
         role: Role,
-        hung_up: &'static str,
     ) -> Self {
         incoming.grow();
         Self {
@@ -79,7 +77,6 @@ impl TlsReceiveHalf {
             plain: 0..0,
             state: State::Open,
             role,
-            hung_up,
             data_came: false,
         }
     }
@@ -198,10 +195,11 @@ impl TlsReceiveHalf {
                 self.state = State::Ended;
                 return Ok(());
             }
-            (0, Role::Source) if !self.data_came => self.hung_up.to_owned(),
-            (0, Role::Source) => "the connection ended without a word of TLS (close_notify): the destination may have \
-                                  ended it, or anybody on the way"
-                .to_owned(),
+            (0, Role::Source) => {
+                let otherwise = "the connection ended without a word of TLS (close_notify): the destination may have ended it, \
+                                 or anybody on the way";
+                self.link.hung_up().unwrap_or(otherwise).to_owned()
+            }
             _ => format!("the connection ended {held} bytes into a TLS record"),
         };
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, what))

@@ -40,8 +40,8 @@ pub(crate) struct Link {
     side: Mutex<WriteSide>,
     /// The reading task has something to send that did not leave yet.
     owes: AtomicBool,
-    /// Data has come from the peer.
-    heard: AtomicBool,
+    /// Data has come from the peer, over this channel or one before it: it has taken who we are.
+    heard: Arc<AtomicBool>,
     /// What it probably means when the peer hangs up before.
     hung_up: &'static str,
     tasks: Arc<Tasks>,
@@ -68,7 +68,12 @@ impl Wake for Tasks {
 }
 
 impl Link {
-    pub(crate) fn new(seal: Box<dyn Seal>, sender: Sender, hung_up: &'static str) -> Arc<Self> {
+    pub(crate) fn new(
+        seal: Box<dyn Seal>,
+        sender: Sender,
+        hung_up: &'static str,
+        heard: Arc<AtomicBool>,
+    ) -> Arc<Self> {
         let tasks = Arc::new(Tasks::default());
         Arc::new(Self {
             side: Mutex::new(WriteSide {
@@ -79,7 +84,7 @@ impl Link {
                 untold: None,
             }),
             owes: AtomicBool::new(false),
-            heard: AtomicBool::new(false),
+            heard,
             hung_up,
             both: Waker::from(Arc::clone(&tasks)),
             tasks,
@@ -112,10 +117,17 @@ impl Link {
         let hung_up =
             matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
         // The system's own word only: this side's ends are of the same kind.
-        if hung_up && error.raw_os_error().is_some() && !self.heard.load(Ordering::Relaxed) {
-            return io::Error::new(error.kind(), format!("{error}: {}", self.hung_up));
+        match self.hung_up() {
+            Some(hint) if hung_up && error.raw_os_error().is_some() => {
+                io::Error::new(error.kind(), format!("{error}: {hint}"))
+            }
+            _ => error,
         }
-        error
+    }
+
+    /// What it probably means if the peer hangs up now, if that is not in what it said.
+    pub(crate) fn hung_up(&self) -> Option<&'static str> {
+        (!self.heard.load(Ordering::Relaxed)).then_some(self.hung_up)
     }
 
     /// For the reading task: TLS has something to say because of what was read.

@@ -8,7 +8,11 @@
 //! ```
 //! Dropping the future anywhere closes the connection; nothing runs on.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use mig_transport::{Channel, ChannelParts, Endpoint, Error, Receiver, Result, Sender};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +45,9 @@ pub(crate) struct Terms {
     /// From the connection on; where [`starts_with_the_first_byte`], from there.
     pub(crate) deadline: Duration,
     pub(crate) admit: Arc<Admit>,
+    /// Whether data has come from the other end over a channel before this one, with the same credentials; set when it
+    /// comes over this one.
+    pub(crate) heard: Arc<AtomicBool>,
     /// Is told of each whole record of the other end.
     pub(crate) progress: Progress,
     /// See [`TlsOptions::key_update_after`](crate::TlsOptions::key_update_after).
@@ -74,7 +81,7 @@ pub(crate) async fn negotiate_link(
     begin: impl FnOnce(&Endpoint) -> Result<Beginning> + Send,
     terms: Terms,
 ) -> Result<(Channel, Arc<Link>)> {
-    let Terms { role, deadline, admit, progress, key_update_after } = terms;
+    let Terms { role, deadline, admit, heard, progress, key_update_after } = terms;
     let patient = starts_with_the_first_byte(role, &channel);
     let endpoint = channel.endpoint().clone();
     let (receiver, sender) = halves(&mut channel)?;
@@ -121,9 +128,8 @@ pub(crate) async fn negotiate_link(
         seal.change_keys_after(records);
     }
     tracing::debug!(channel = %endpoint, %agreed, peer = name.as_deref(), "TLS");
-    let hint = words.hung_up_hint();
-    let link = Link::new(seal, sender, hint);
-    let receive = TlsReceiveHalf::new(Arc::clone(&link), receiver, open, incoming, role, hint);
+    let link = Link::new(seal, sender, words.hung_up_hint(), heard);
+    let receive = TlsReceiveHalf::new(Arc::clone(&link), receiver, open, incoming, role);
     let channel = Channel::new(ChannelParts {
         receive: Some(Box::new(receive)),
         send: Some(Box::new(TlsSendHalf(Arc::clone(&link)))),

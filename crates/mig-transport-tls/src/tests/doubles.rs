@@ -57,8 +57,9 @@ pub(crate) fn socket_pair() -> (Channel, Channel) {
 pub(crate) struct Ready(Mutex<Vec<Channel>>);
 
 impl Ready {
-    pub(crate) fn of(channel: Channel) -> Box<Self> {
-        Box::new(Self(Mutex::new(vec![channel])))
+    pub(crate) fn of<const N: usize>(mut channels: [Channel; N]) -> Box<Self> {
+        channels.reverse();
+        Box::new(Self(Mutex::new(channels.into())))
     }
 }
 
@@ -111,13 +112,17 @@ impl Ends {
     }
 
     pub(crate) fn connector(&self, channel: Channel) -> TlsConnector {
-        self.connector_to("localhost", channel)
+        self.connector_to("localhost", [channel])
     }
 
-    pub(crate) fn connector_to(&self, host: &str, channel: Channel) -> TlsConnector {
+    pub(crate) fn connector_to<const N: usize>(
+        &self,
+        host: &str,
+        channels: [Channel; N],
+    ) -> TlsConnector {
         let credentials = ClientCredentials::x509(self.site.path()).expect("sound credentials");
         let name = self.name(host);
-        TlsConnector::new(Ready::of(channel), credentials, name, self.options.clone())
+        TlsConnector::new(Ready::of(channels), credentials, name, self.options.clone())
             .expect("two ways, no hooks")
     }
 
@@ -156,6 +161,7 @@ impl Ends {
             role,
             deadline: self.options.handshake,
             admit: self.options.admit(),
+            heard: Arc::default(),
             progress: Progress::default(),
             key_update_after: self.options.key_update_after,
         }

@@ -7,10 +7,12 @@ use std::{
 };
 
 use mig_testkit::pattern;
-use mig_transport::{Blame, Channel, Error, Receiver, Sender, ShutdownHandle, ZeroCopy};
+use mig_transport::{
+    Blame, Channel, Connector, Error, Listener, Receiver, Sender, ShutdownHandle, ZeroCopy,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::doubles::{Ends, half_open, socket_pair};
+use super::doubles::{Door, Ends, half_open, socket_pair};
 
 /// A source and a destination with a wire between them that a test holds: what one end writes gets to the other only if
 /// the test carries it there.
@@ -147,6 +149,37 @@ async fn an_unannounced_end_is_unexpected() {
     let error = source_in.read(&mut [0; 1]).await.expect_err("not announced");
     assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
     assert!(error.to_string().contains("right after the TLS handshake"), "{error}");
+}
+
+/// A destination that answered has taken our certificate, so it does not close a later channel because of that: of one
+/// channel too many, say.
+#[tokio::test]
+async fn who_has_heard_the_destination_is_not_told_that_it_is_refused() {
+    let ends = Ends::new();
+    let ((first, theirs_first), (second, theirs_second)) = (socket_pair(), socket_pair());
+    let connector = ends.connector_to("localhost", [first, second]);
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    knock.send(theirs_first).expect("the door is there");
+    let (main, heard) = tokio::join!(connector.connect(), listener.accept());
+    let (mut main, mut heard) = (main.expect("connects"), heard.expect("accepts"));
+    say(&mut heard.take_sender().expect("fresh"), b"welcome").await;
+    let mut word = [0; 7];
+    taken(&mut main).0.read_exact(&mut word).await.expect("it was said");
+
+    knock.send(theirs_second).expect("the door is there");
+    let (data, surplus) = tokio::join!(connector.connect(), listener.accept());
+    let (mut data, surplus) = (data.expect("connects"), surplus.expect("accepts"));
+    surplus.shutdown_handle().shutdown();
+    let (mut receiver, mut sender) = taken(&mut data);
+    let error = receiver.read(&mut word).await.expect_err("not announced").to_string();
+    assert!(!error.contains("certificate") && error.contains("close_notify"), "{error}");
+    let error = loop {
+        if let Err(error) = sender.write_all(&[0; 65536]).await {
+            break error.to_string();
+        }
+    };
+    assert!(!error.contains("certificate"), "{error}");
 }
 
 #[tokio::test]

@@ -172,7 +172,7 @@ async fn a_destination_of_another_ca_is_refused_and_told_why() {
 async fn a_destination_of_another_name_is_refused() {
     let ends = Ends::new();
     let (ours, theirs) = socket_pair();
-    let connector = ends.connector_to("elsewhere.example", ours);
+    let connector = ends.connector_to("elsewhere.example", [ours]);
     let mut listener = ends.listener_of(theirs);
     let (to_source, _) = tokio::join!(connector.connect(), listener.accept());
     let error = to_source.expect_err("it is not for that name").to_string();
