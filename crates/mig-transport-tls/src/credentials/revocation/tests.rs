@@ -49,8 +49,11 @@ fn lets_in(site: &Site, issuer: &CertifiedIssuer<'static, KeyPair>, serial: u64)
         false => vec![issuer.der().clone()],
     };
     let credentials = load(site).expect("a server");
-    let ServerKind::X509(x509) = credentials.kind() else { panic!("not certificates") };
-    let verifier = x509.verifier.as_ref().expect("it asks");
+    let verifier = match credentials.kind() {
+        ServerKind::X509(x509) => x509.verifier.as_ref().expect("it asks"),
+        #[cfg(feature = "tls-psk")]
+        ServerKind::Psk(_) => panic!("not certificates"),
+    };
     verifier.verify_client_cert(certificate.der(), &chain, UnixTime::now()).is_ok()
 }
 
