@@ -106,21 +106,41 @@ pub(super) struct FaultySend {
     channel: usize,
     /// The direction was ended before its time.
     cut: bool,
+    /// Bytes of a write that returns when the link is reset behind them.
+    under_way: Option<usize>,
 }
 
 impl FaultySend {
     pub(super) fn boxed(inner: Sender, faults: Faults, channel: usize) -> Box<dyn SendHalf> {
-        Box::new(Self { inner, faults, channel, cut: false })
+        Box::new(Self { inner, faults, channel, cut: false, under_way: None })
     }
 
-    /// What is to be done about a write; a link that is to be reset before has been.
+    /// What is to be done about a write; a link that is to be reset behind it reads no more.
     fn poll_order(&self, cx: &Context<'_>) -> Poll<Order> {
         loop {
             match self.faults.order(self.channel, Operation::Write) {
-                Order::Reset => ready!(self.faults.poll_reset(cx)),
+                Order::Hold => ready!(self.faults.poll_hold(cx)),
                 order => return Poll::Ready(order),
             }
         }
+    }
+
+    /// So many bytes were written. Returns when the link was reset behind them, if that is their fault.
+    fn poll_written(&mut self, cx: &Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
+        self.done(Operation::Write, bytes);
+        if self.faults.resets_behind(self.channel) {
+            self.under_way = Some(bytes);
+        }
+        self.poll_under_way(cx).unwrap_or(Poll::Ready(Ok(bytes)))
+    }
+
+    /// What a write comes to that waits for the link's reset; `None` without one.
+    fn poll_under_way(&mut self, cx: &Context<'_>) -> Option<Poll<io::Result<usize>>> {
+        let bytes = self.under_way?;
+        Some(self.faults.poll_reset(cx).map(|()| {
+            self.under_way = None;
+            Ok(bytes)
+        }))
     }
 
     fn done(&self, operation: Operation, bytes: usize) {
@@ -146,6 +166,9 @@ impl AsyncWrite for FaultySend {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if let Some(written) = this.poll_under_way(cx) {
+            return written;
+        }
         let sent = match ready!(this.poll_order(cx)) {
             Order::Stall => return Poll::Pending,
             Order::Fail(error) => return Poll::Ready(Err(error)),
@@ -167,11 +190,10 @@ impl AsyncWrite for FaultySend {
                 }
                 bytes.len()
             }
-            Order::Reset => unreachable!("it was waited for"),
+            Order::Hold => unreachable!("it was waited for"),
         };
         this.faults.record(this.channel, || bytes[..sent].to_vec());
-        this.done(Operation::Write, sent);
-        Poll::Ready(Ok(sent))
+        this.poll_written(cx, sent)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -202,11 +224,14 @@ impl SendHalf for FaultySend {
         cx: &mut Context<'_>,
         gather: &mut Gather,
     ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if let Some(written) = this.poll_under_way(cx) {
+            return written;
+        }
         let may = gather.sendable();
         if may == 0 {
             return Poll::Ready(Ok(0));
         }
-        let this = &mut *self;
         let mut next = Vec::new();
         this.faults.record(this.channel, || {
             next = vec![0; may];
@@ -243,11 +268,10 @@ impl SendHalf for FaultySend {
                 gather.advance(may);
                 may
             }
-            Order::Reset => unreachable!("it was waited for"),
+            Order::Hold => unreachable!("it was waited for"),
         };
         this.faults.record(this.channel, || next[..sent].to_vec());
-        this.done(Operation::Write, sent);
-        Poll::Ready(Ok(sent))
+        this.poll_written(cx, sent)
     }
 
     fn request_zero_copy(&mut self) -> ZeroCopy {

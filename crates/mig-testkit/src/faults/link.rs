@@ -1,27 +1,34 @@
-//! A man in the middle of real sockets: what only a network does to a connection.
+//! A man in the middle of real sockets: what only a network, or a peer that dies, does to a connection.
 //!
 //! ```text
 //!   source ── connects ──▶ Link ── connects ──▶ destination
 //!                 bytes both ways, until the fault's turn comes
 //! ```
+//!
+//! A reset is the kernel's own. A TCP connection that is closed with no time to linger (`SO_LINGER` 0) sends an RST. A unix socket,
+//! one of a pair included, has no such packet: the kernel tells an end ECONNRESET when the other one is closed with
+//! something unread in it, as a process that dies leaves it. So the link stops reading first, lets the byte come whose turn it is, and
+//! closes then. What that leaves to the other end is an end in order, or a reset if it has written, too.
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::net,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::{Notify, mpsc},
     task::JoinSet,
 };
+
+use super::wire::Wire;
 
 /// Where the destination listens; the link listens at the same kind of address.
 #[derive(Clone, Debug)]
@@ -38,7 +45,7 @@ pub enum LinkFault {
     /// Nothing.
     None,
     /// All connections are reset, both ways (TCP: a real RST), when so many bytes went through one of them, counted
-    /// over both directions.
+    /// over both directions. Where only unread bytes make a reset, the next one is awaited and left.
     Reset {
         /// Which connection, in the order of their coming.
         connection: usize,
@@ -60,13 +67,12 @@ pub enum LinkFault {
 
 /// The link. Dropping it ends everything that goes through it.
 pub struct Link {
-    address: LinkAddress,
     resetter: Resetter,
     _work: JoinSet<()>,
 }
 
 impl Link {
-    /// Begins to listen beside `to`; `own_path` is for a unix socket.
+    /// Begins to listen beside `to`, and says where; `own_path` is for a unix socket.
     ///
     /// # Errors
     ///
@@ -75,7 +81,11 @@ impl Link {
     /// # Cancel safety
     ///
     /// Nothing stays open.
-    pub async fn start(to: LinkAddress, own_path: PathBuf, fault: LinkFault) -> io::Result<Self> {
+    pub async fn start(
+        to: LinkAddress,
+        own_path: PathBuf,
+        fault: LinkFault,
+    ) -> io::Result<(Self, LinkAddress)> {
         let mut work = JoinSet::new();
         let (arrive, arrivals) = mpsc::unbounded_channel();
         let address = match &to {
@@ -99,14 +109,47 @@ impl Link {
                 LinkAddress::Unix(own_path)
             }
         };
-        let resetter = Resetter::default();
-        work.spawn(carry_all(arrivals, to, fault, resetter.clone()));
-        Ok(Self { address, resetter, _work: work })
+        Ok((Self::carrying(work, arrivals, Far::At(to), fault), address))
     }
 
-    /// Where the source is to connect.
-    pub fn address(&self) -> &LinkAddress {
-        &self.address
+    /// Stands between two sockets that are connected already, whose other ends the source and the destination have. It
+    /// is one connection, so it cannot be [doubled](LinkFault::Double) or come [in another order](LinkFault::Reorder).
+    ///
+    /// # Errors
+    ///
+    /// The system's, if they cannot be waited for.
+    ///
+    /// # Panics
+    ///
+    /// Without a tokio runtime, and if the fault is for several connections.
+    pub fn between(
+        near: net::UnixStream,
+        far: net::UnixStream,
+        fault: LinkFault,
+    ) -> io::Result<Self> {
+        let one = !matches!(fault, LinkFault::Double { .. } | LinkFault::Reorder(_));
+        assert!(one, "one connection: {fault:?}");
+        let (arrive, arrivals) = mpsc::unbounded_channel();
+        for socket in [&near, &far] {
+            socket.set_nonblocking(true)?;
+        }
+        let (near, far) = (UnixStream::from_std(near)?, UnixStream::from_std(far)?);
+        arrive.send(Wire::Unix(near)).expect("its receiver is here");
+        // Nobody else comes, and yet a fault's turn may.
+        let mut work = JoinSet::new();
+        work.spawn(async move { arrive.closed().await });
+        Ok(Self::carrying(work, arrivals, Far::Here(Some(Wire::Unix(far))), fault))
+    }
+
+    fn carrying(
+        mut work: JoinSet<()>,
+        arrivals: mpsc::UnboundedReceiver<Wire>,
+        to: Far,
+        fault: LinkFault,
+    ) -> Self {
+        let resetter = Resetter::default();
+        work.spawn(carry_all(arrivals, to, fault, resetter.clone()));
+        Self { resetter, _work: work }
     }
 
     pub(super) fn resetter(&self) -> Resetter {
@@ -114,13 +157,18 @@ impl Link {
     }
 }
 
-/// Asks for a reset and waits until it happened.
+/// Stops the link, and resets it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Resetter(Arc<Reset>);
 
 #[derive(Debug, Default)]
 struct Reset {
+    /// Something was asked for.
     asked: Notify,
+    /// Nothing is read any more.
+    held: AtomicBool,
+    /// The byte is there, so everything may be closed.
+    close: AtomicBool,
     done: AtomicBool,
     /// A fault of the link's own came to its turn.
     struck: AtomicBool,
@@ -128,6 +176,10 @@ struct Reset {
 }
 
 impl Resetter {
+    pub(super) fn is_held(&self) -> bool {
+        self.0.held.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.0.done.load(Ordering::Acquire)
     }
@@ -140,9 +192,20 @@ impl Resetter {
         self.0.struck.store(true, Ordering::Release);
     }
 
-    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Until nothing is read any more.
+    pub(super) fn poll_held(&self, cx: &Context<'_>) -> Poll<()> {
+        self.poll(&self.0.held, cx)
+    }
+
+    /// Until everything is closed.
+    pub(super) fn poll_done(&self, cx: &Context<'_>) -> Poll<()> {
+        self.0.close.store(true, Ordering::Release);
+        self.poll(&self.0.done, cx)
+    }
+
+    fn poll(&self, reached: &AtomicBool, cx: &Context<'_>) -> Poll<()> {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_done() {
+        if reached.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
         waiting.push(cx.waker().clone());
@@ -150,74 +213,50 @@ impl Resetter {
         Poll::Pending
     }
 
-    fn done(&self) {
+    fn reach(&self, reached: &AtomicBool) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.done.store(true, Ordering::Release);
+        reached.store(true, Ordering::Release);
         waiting.drain(..).for_each(Waker::wake);
     }
-}
 
-enum Wire {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-type Reading = Box<dyn AsyncRead + Send + Unpin>;
-type Writing = Box<dyn AsyncWrite + Send + Unpin>;
-
-impl Wire {
-    /// # Cancel safety
-    ///
-    /// Nothing stays open.
-    async fn connect(to: &LinkAddress) -> io::Result<Self> {
-        Ok(match to {
-            LinkAddress::Tcp(to) => Self::Tcp(TcpStream::connect(to).await?),
-            LinkAddress::Unix(to) => Self::Unix(UnixStream::connect(to).await?),
-        })
-    }
-
-    /// A connection that is closed like this resets its peer. A unix socket does so when something unread is in it.
-    fn reset_when_closed(&self) {
-        if let Self::Tcp(stream) = self {
-            stream.set_zero_linger().expect("an open socket");
+    /// Until an end has written what is to be lost.
+    async fn close_asked(&self) {
+        while !self.0.close.load(Ordering::Acquire) {
+            self.0.asked.notified().await;
         }
     }
+}
 
-    /// Halves that end nothing in order when they are dropped: an end in order before a reset would be another fault.
-    fn split(self) -> (Reading, Writing) {
+/// Where connections go on.
+enum Far {
+    At(LinkAddress),
+    /// The only one.
+    Here(Option<Wire>),
+}
+
+impl Far {
+    async fn next(&mut self) -> io::Result<Wire> {
         match self {
-            Self::Tcp(stream) => boxed(tokio::io::split(stream)),
-            Self::Unix(stream) => boxed(tokio::io::split(stream)),
+            Self::At(address) => Wire::connect(address).await,
+            Self::Here(wire) => wire.take().ok_or_else(|| io::Error::other("one connection")),
         }
     }
-}
-
-fn boxed<R, W>((reader, writer): (R, W)) -> (Reading, Writing)
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin + 'static,
-{
-    (Box::new(reader), Box::new(writer))
 }
 
 async fn carry_all(
     mut arrivals: mpsc::UnboundedReceiver<Wire>,
-    to: LinkAddress,
+    mut to: Far,
     fault: LinkFault,
     resetter: Resetter,
 ) {
     let reset = Arc::new(Notify::new());
     let mut carried = JoinSet::new();
+    // To be kept open when they are not read any more.
+    let mut known: Vec<Weak<Wire>> = Vec::new();
     if let LinkFault::Reorder(order) = &fault {
-        let mut waiting = Vec::new();
-        while waiting.len() < order.len() {
-            let Some(wire) = arrivals.recv().await else { return };
-            waiting.push(Some(wire));
-        }
-        for index in order {
-            let near = waiting[*index].take().expect("each is named once");
-            let Ok(far) = Wire::connect(&to).await else { return };
-            carried.spawn(carry(near, far, None));
+        let Some(wires) = reordered(&mut arrivals, &mut to, order).await else { return };
+        for (near, far) in wires {
+            carried.spawn(carry(near.into(), far.into(), None));
         }
         resetter.strike();
     }
@@ -226,7 +265,8 @@ async fn carry_all(
         tokio::select! {
             arrived = arrivals.recv() => {
                 let Some(near) = arrived else { return };
-                let Ok(far) = Wire::connect(&to).await else { return };
+                let Ok(far) = to.next().await else { return };
+                let (near, far) = (Arc::new(near), Arc::new(far));
                 match &fault {
                     LinkFault::Reset { connection, after } => {
                         near.reset_when_closed();
@@ -238,10 +278,11 @@ async fn carry_all(
                     LinkFault::OnDemand => {
                         near.reset_when_closed();
                         far.reset_when_closed();
+                        known.extend([Arc::downgrade(&near), Arc::downgrade(&far)]);
                         carried.spawn(carry(near, far, None));
                     }
                     LinkFault::Double { connection, bytes } if *connection == count => {
-                        let Ok(twin) = Wire::connect(&to).await else { return };
+                        let Ok(twin) = to.next().await else { return };
                         resetter.strike();
                         carried.spawn(carry(near, far, Some((twin, *bytes))));
                     }
@@ -252,10 +293,14 @@ async fn carry_all(
                 count += 1;
             }
             () = resetter.0.asked.notified() => {
-                // Whoever was about to connect is not waited for.
+                let held: Vec<_> = known.iter().filter_map(Weak::upgrade).collect();
                 carried.shutdown().await;
+                resetter.reach(&resetter.0.held);
+                resetter.close_asked().await;
+                // Whoever was about to connect is not waited for.
+                drop(held);
                 drop(std::mem::replace(&mut arrivals, mpsc::unbounded_channel().1));
-                resetter.done();
+                resetter.reach(&resetter.0.done);
                 return;
             }
             Some(_ended) = carried.join_next() => {}
@@ -263,25 +308,34 @@ async fn carry_all(
     }
 }
 
-/// Both directions until both have ended; the twin hears the first bytes as well and is held until then.
-async fn carry(near: Wire, far: Wire, twin: Option<(Wire, usize)>) {
-    let (near_in, near_out) = near.split();
-    let (far_in, far_out) = far.split();
-    let (twin, bytes) = match twin {
-        Some((twin, bytes)) => (Some(twin.split()), bytes),
-        None => (None, 0),
-    };
-    let (twin_in, twin_out) = twin.map_or((None, None), |(input, out)| (Some(input), Some(out)));
-    let forward = one_way(near_in, far_out, twin_out, bytes);
-    let back = one_way(far_in, near_out, None, 0);
-    tokio::join!(forward, back);
-    drop(twin_in);
+/// Awaits as many connections as are to be reordered, and goes on with them in that order; `None` if nobody comes any more.
+async fn reordered(
+    arrivals: &mut mpsc::UnboundedReceiver<Wire>,
+    to: &mut Far,
+    order: &[usize],
+) -> Option<Vec<(Wire, Wire)>> {
+    let mut waiting = Vec::new();
+    while waiting.len() < order.len() {
+        waiting.push(Some(arrivals.recv().await?));
+    }
+    let mut wires = Vec::new();
+    for index in order {
+        let near = waiting[*index].take().expect("each is named once");
+        wires.push((near, to.next().await.ok()?));
+    }
+    Some(wires)
 }
 
-async fn one_way(mut from: Reading, mut to: Writing, mut twin: Option<Writing>, mut left: usize) {
+/// Both directions until both have ended; the twin hears the first bytes as well and is held until then.
+async fn carry(near: Arc<Wire>, far: Arc<Wire>, twin: Option<(Wire, usize)>) {
+    let (twin, bytes) = twin.map_or((None, 0), |(twin, bytes)| (Some(twin), bytes));
+    tokio::join!(one_way(&near, &far, twin.as_ref(), bytes), one_way(&far, &near, None, 0),);
+}
+
+async fn one_way(from: &Wire, to: &Wire, twin: Option<&Wire>, mut left: usize) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(got @ 1..) = from.read(&mut buffer).await {
-        if let Some(twin) = &mut twin {
+        if let Some(twin) = twin {
             let part = got.min(left);
             left -= part;
             // It may be thrown out, which is what is being tried.
@@ -291,27 +345,29 @@ async fn one_way(mut from: Reading, mut to: Writing, mut twin: Option<Writing>, 
             return;
         }
     }
-    let _gone = to.shutdown().await;
+    to.end();
 }
 
 /// As [`carry`], until one connection has carried its number of bytes: then all of them are dropped as they are.
 async fn carry_or_reset(
-    near: Wire,
-    far: Wire,
+    near: Arc<Wire>,
+    far: Arc<Wire>,
     after: Option<u64>,
     reset: Arc<Notify>,
     resetter: Resetter,
 ) {
     let mut notified = std::pin::pin!(reset.notified());
     notified.as_mut().enable();
-    let (mut near_in, mut near_out) = near.split();
-    let (mut far_in, mut far_out) = far.split();
     let (mut out, mut home) = (vec![0; 1024], vec![0; 64]);
     let mut carried = 0;
     let (mut open, mut back_open) = (true, true);
     while open || back_open {
         let room = match after {
             Some(after) if carried >= after => {
+                tokio::select! {
+                    () = near.resets_now(), if open => {}
+                    () = far.resets_now(), if back_open => {}
+                }
                 resetter.strike();
                 reset.notify_waiters();
                 return;
@@ -323,28 +379,28 @@ async fn carry_or_reset(
         tokio::select! {
             biased;
             () = notified.as_mut() => return,
-            got = near_in.read(&mut out[..out_room]), if open => match got {
+            got = near.read(&mut out[..out_room]), if open => match got {
                 Ok(got @ 1..) => {
                     carried += got as u64;
-                    if far_out.write_all(&out[..got]).await.is_err() {
+                    if far.write_all(&out[..got]).await.is_err() {
                         return;
                     }
                 }
                 _ => {
                     open = false;
-                    let _gone = far_out.shutdown().await;
+                    far.end();
                 }
             },
-            got = far_in.read(&mut home[..home_room]), if back_open => match got {
+            got = far.read(&mut home[..home_room]), if back_open => match got {
                 Ok(got @ 1..) => {
                     carried += got as u64;
-                    if near_out.write_all(&home[..got]).await.is_err() {
+                    if near.write_all(&home[..got]).await.is_err() {
                         return;
                     }
                 }
                 _ => {
                     back_open = false;
-                    let _gone = near_out.shutdown().await;
+                    near.end();
                 }
             },
         }

@@ -16,6 +16,7 @@ mod channel;
 mod halves;
 mod link;
 mod plan;
+mod wire;
 
 pub use self::{
     channel::{FaultyConnector, FaultyListener},

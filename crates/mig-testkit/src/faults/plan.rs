@@ -50,7 +50,8 @@ pub enum ByteAct {
     Stall,
     /// This bit of it, 0 to 7, is turned.
     Flip(u8),
-    /// Before it all connections of the [link](Faults::with_link) are reset.
+    /// With it under way, unread by anybody, all connections of the [link](Faults::with_link) are reset. The write it
+    /// belongs to returns behind that.
     Reset,
 }
 
@@ -113,8 +114,8 @@ pub(super) enum Order {
     Fail(io::Error),
     /// Nothing, for ever.
     Stall,
-    /// Waiting for [`Faults::poll_reset`], then asking again.
-    Reset,
+    /// Waiting for [`Faults::poll_hold`], then asking again.
+    Hold,
     /// Ending the direction; then nothing works any more, or everything is swallowed.
     Cut { swallow: bool },
 }
@@ -243,7 +244,9 @@ impl Faults {
                 let strikes = operation == Operation::Write || act == ByteAct::Stall;
                 state.struck |= written >= position && strikes;
                 match act {
-                    ByteAct::Reset if written >= position && !self.is_reset() => Order::Reset,
+                    ByteAct::Reset if written >= position && !self.resetter().is_held() => {
+                        Order::Hold
+                    }
                     _ => byte_order(act, written, position, at_most, operation),
                 }
             }
@@ -251,13 +254,25 @@ impl Faults {
         }
     }
 
-    fn is_reset(&self) -> bool {
-        self.0.link.get().expect("a link to be reset").is_done()
+    fn resetter(&self) -> &Resetter {
+        self.0.link.get().expect("a link to be reset")
+    }
+
+    /// Stops the link: from here on nobody reads what is written.
+    pub(super) fn poll_hold(&self, cx: &Context<'_>) -> Poll<()> {
+        self.resetter().poll_held(cx)
+    }
+
+    /// Whether the link waits for what was just written to a channel, to be reset then.
+    pub(super) fn resets_behind(&self, channel: usize) -> bool {
+        let here = matches!(self.0.fault,
+            Some(Fault::Byte { channel: on, act: ByteAct::Reset, .. }) if on == channel);
+        here && self.resetter().is_held() && !self.resetter().is_done()
     }
 
     /// Resets the link.
     pub(super) fn poll_reset(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.link.get().expect("a link to be reset").poll(cx)
+        self.resetter().poll_done(cx)
     }
 
     /// Keeps what was written, if that is wanted.
