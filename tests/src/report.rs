@@ -115,3 +115,14 @@ pub fn fault(transport: &str, mode: &str, fault: &str, outcome: &str, count: usi
         append(Path::new(&file), &format!("{line}\n"));
     }
 }
+
+/// What the suite of faults does not try, for docs/faults.md: transports, modes and faults (none named is all of them), and why.
+pub fn no_fault(what: [&[&str]; 3], why: &str) {
+    if let Some(file) = std::env::var_os("MIG_FAULT_RESULTS") {
+        let [transports, modes, faults] = what;
+        let line = json!({
+            "not_tried": { "transports": transports, "modes": modes, "faults": faults }, "why": why,
+        });
+        append(Path::new(&file), &format!("{line}\n"));
+    }
+}

@@ -1,10 +1,10 @@
 //! What is tried: from the counts of a run without faults.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use mig_testkit::faults::{Act, ByteAct, Fault, Faults, LinkFault, Operation};
 
-use crate::live::Mode;
+use crate::{mode::Mode, way::Way};
 
 /// Which end's transport is disturbed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,24 @@ pub(crate) enum Kind {
     Reset,
     Reordered,
     Doubled,
+    Killed,
+    FullDisk,
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Fails,
+        Self::Stalls,
+        Self::Truncated,
+        Self::HalfClosed,
+        Self::Flipped,
+        Self::Reset,
+        Self::Reordered,
+        Self::Doubled,
+        Self::Killed,
+        Self::FullDisk,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fails => "the N-th operation fails",
@@ -53,6 +68,8 @@ impl Kind {
             Self::Reset => "reset",
             Self::Reordered => "channels reordered",
             Self::Doubled => "a channel doubled",
+            Self::Killed => "killed (SIGKILL)",
+            Self::FullDisk => "full disk (ENOSPC)",
         }
     }
 }
@@ -135,6 +152,17 @@ impl Trouble {
         }
     }
 
+    /// Whether who stands between the ends may be gone with the destination's verdict unread, and the source sees an end in
+    /// order: a unix socket that is closed resets only who has written what nobody read.
+    pub(crate) fn swallows_the_verdict(&self, way: Way) -> bool {
+        let resets = match self {
+            Self::At(End::Destination, Fault::Byte { act: ByteAct::Reset, .. }) => true,
+            Self::Link(LinkFault::Reset { .. }) => true,
+            Self::At(..) | Self::Link(_) => false,
+        };
+        resets && way != Way::Tcp
+    }
+
     pub(crate) fn is_an_opening(&self) -> bool {
         let Self::At(_, Fault::Operation { operation, .. }) = self else { return false };
         matches!(operation, Operation::Connect | Operation::Accept)
@@ -189,13 +217,12 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Everything that is tried, given what both ends did without trouble.
-/// One in `thin` of what is only a sample anyway.
+/// Everything of these kinds that is tried, given what both ends did without trouble; one in `thin` of what is only a
+/// sample anyway.
 pub(crate) fn all(
     source: &Faults,
     destination: &Faults,
-    has_link: bool,
-    has_tls: bool,
+    kinds: &BTreeSet<Kind>,
     thin: u64,
 ) -> Vec<Trouble> {
     let mut all = Vec::new();
@@ -203,15 +230,19 @@ pub(crate) fn all(
         operations(&mut all, end, faults, thin);
         bytes(&mut all, end, faults, thin);
     }
-    if has_link {
-        links(&mut all, source, thin, has_tls);
-        for (end, faults) in [(End::Source, source), (End::Destination, destination)] {
-            resets(&mut all, end, faults, thin);
-        }
+    links(&mut all, source, thin);
+    for (end, faults) in [(End::Source, source), (End::Destination, destination)] {
+        resets(&mut all, end, faults, thin);
     }
-    let only = std::env::var("MIG_FAULTS_ONLY").unwrap_or_default();
+    all.retain(|trouble| kinds.contains(&trouble.kind()));
+    let only = only();
     all.retain(|trouble| trouble.to_string().contains(&only));
     all
+}
+
+/// Only cases whose names have these words are wanted.
+pub(crate) fn only() -> String {
+    std::env::var("MIG_FAULTS_ONLY").unwrap_or_default()
 }
 
 /// Whether every byte is to be tried.
@@ -283,7 +314,7 @@ fn positions(total: u64, step: u64, between: u64, thin: u64) -> Vec<u64> {
     all
 }
 
-/// When an end is about to write a certain byte, all its connections are reset.
+/// When an end has written a certain byte, and nobody has read it, all its connections are reset.
 fn resets(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
     for (channel, total) in faults.written() {
         for position in positions(total, 37, 32, thin) {
@@ -292,7 +323,7 @@ fn resets(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
     }
 }
 
-fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64, has_tls: bool) {
+fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64) {
     let written = source.written();
     for (connection, total) in &written {
         for after in positions(*total, 101, 8, thin) {
@@ -307,8 +338,7 @@ fn links(all: &mut Vec<Trouble>, source: &Faults, thin: u64, has_tls: bool) {
             }
         }
     }
-    // With TLS the first one has shaken hands before there is a second: nobody can make it wait for that.
-    if written.len() == 3 && !has_tls {
+    if written.len() == 3 {
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             all.push(Trouble::Link(LinkFault::Reorder(order.to_vec())));
         }

@@ -66,6 +66,19 @@ impl Held {
         now.0.iter().all(|(what, count)| self.0.get(what).unwrap_or(&0) >= count)
     }
 
+    fn more(&self, now: &Self) -> Vec<String> {
+        let before = |what: &String| *self.0.get(what).unwrap_or(&0);
+        let more = now.0.iter().filter(|(what, count)| before(what) < **count);
+        more.map(|(what, count)| format!("{what}: {count}, before {}", before(what))).collect()
+    }
+
+    /// What there is now beyond this, if anything, but for what begins like one of these.
+    pub(crate) fn left_behind(&self, but_for: &[&str]) -> Option<String> {
+        let mut more = self.more(&Self::now());
+        more.retain(|what| !but_for.iter().any(|known| what.starts_with(known)));
+        (!more.is_empty()).then(|| more.join(", "))
+    }
+
     /// Waits until everything is as it was; what ends behind a drop may take a moment.
     ///
     /// # Panics
@@ -79,14 +92,7 @@ impl Held {
             tokio::time::sleep(Duration::from_millis(20)).await;
             now = Self::now();
         }
-        let more: Vec<_> = now
-            .0
-            .iter()
-            .filter(|(what, count)| self.0.get(*what).unwrap_or(&0) < *count)
-            .map(|(what, count)| {
-                format!("{what}: {count}, before {}", self.0.get(what).unwrap_or(&0))
-            })
-            .collect();
+        let more = self.more(&now);
         panic!("left behind: {more:#?}");
     }
 }

@@ -1,33 +1,27 @@
 //! A small guest migrates between two ends in this process, a batch of cases at a time.
 
 use std::{
-    io::Write,
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mig::{
-    engine::{
-        Capabilities, Deadlines, Destination, DeviceSection, Error, Guest, GuestError,
-        MultifdCompression, Outcome, Parameters, Source, StreamWalk, walk_stored,
-    },
-    proto::{Event, Options, globalstate::RunState},
-    ram::{GuestMemory, RamBlock, RamBlocks},
-    transport::RegionSlice,
+    engine::{Deadlines, Destination, Error, Outcome, Source, StreamWalk, walk_stored},
+    proto::{Event, Options},
 };
-use mig_testkit::{
-    faults::{Faults, LinkFault},
-    pattern,
-};
+use mig_testkit::faults::{Faults, LinkFault};
 use mig_tests::{process::SLOWNESS, scratch::Scratch};
 use rustix::process::{Resource, Rlimit};
 use tokio::task::LocalSet;
 
 use crate::{
     cases::{self, Trouble},
+    guest::{Life, SmallGuest, State, contents, devices, fill, memory},
     judge,
     leaks::Held,
+    mode::Mode,
+    product,
     rounds::{self, Judged},
     stored,
     table::Tally,
@@ -46,84 +40,6 @@ const FRAMING: u64 = 128;
 /// Bytes of an operation: not a divisor of anything, and small enough for some dozens of operations.
 pub(crate) const PIECE: usize = 4093;
 
-/// What a migration is made with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Plain,
-    ReturnPath,
-    Multifd,
-    MultifdZlib,
-    Tls,
-    TlsMultifd,
-    /// A stored stream is replayed and recorded.
-    Stored,
-    StoredMultifd,
-}
-
-impl Mode {
-    /// As the table has it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::ReturnPath => "return path",
-            Self::Multifd => "multifd, 2 channels",
-            Self::MultifdZlib => "multifd, 2 channels, zlib",
-            Self::Tls => "TLS, return path",
-            Self::TlsMultifd => "TLS, multifd, 2 channels",
-            Self::Stored => "send to recv --save",
-            Self::StoredMultifd => "send to recv --save, multifd, 2 channels",
-        }
-    }
-
-    /// How much the sample of cases is thinned out where there are many bytes.
-    fn thin(self) -> u64 {
-        match self {
-            Self::Plain | Self::ReturnPath => 1,
-            Self::Stored | Self::Tls => 2,
-            Self::Multifd => 3,
-            Self::MultifdZlib | Self::StoredMultifd => 6,
-            Self::TlsMultifd => 8,
-        }
-    }
-
-    pub(crate) fn has_tls(self) -> bool {
-        matches!(self, Self::Tls | Self::TlsMultifd)
-    }
-
-    pub(crate) fn has_data_channels(self) -> bool {
-        matches!(self, Self::Multifd | Self::MultifdZlib | Self::TlsMultifd | Self::StoredMultifd)
-    }
-
-    /// The same without TLS, if it has any.
-    fn without_tls(self) -> Option<Self> {
-        match self {
-            Self::Tls => Some(Self::ReturnPath),
-            Self::TlsMultifd => Some(Self::Multifd),
-            _ => None,
-        }
-    }
-
-    fn is_stored(self) -> bool {
-        matches!(self, Self::Stored | Self::StoredMultifd)
-    }
-
-    fn capabilities(self) -> Capabilities {
-        let mut capabilities = Capabilities::default();
-        capabilities.return_path = self != Self::Plain;
-        capabilities.multifd = matches!(self, Self::Multifd | Self::MultifdZlib | Self::TlsMultifd);
-        capabilities
-    }
-
-    fn parameters(self) -> Parameters {
-        let mut parameters = Parameters::default();
-        if self == Self::MultifdZlib {
-            parameters.multifd_compression = MultifdCompression::Zlib;
-            parameters.multifd_zlib_level = Some(1);
-        }
-        parameters
-    }
-}
-
 /// How long the waits of a case may be: all of them are cut short where something goes wrong.
 pub(crate) fn deadlines(all: Duration) -> Deadlines {
     let mut deadlines = Deadlines::default();
@@ -133,117 +49,6 @@ pub(crate) fn deadlines(all: Duration) -> Deadlines {
     deadlines.accept = Some(all);
     deadlines.storage = all;
     deadlines
-}
-
-/// What happened to a guest.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Life(Arc<Mutex<State>>);
-
-#[derive(Clone, Debug, Default)]
-pub(crate) struct State {
-    pub(crate) stopped: bool,
-    pub(crate) resumed: bool,
-    pub(crate) started: bool,
-    pub(crate) devices: Vec<DeviceSection>,
-}
-
-impl Life {
-    pub(crate) fn state(&self) -> State {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-/// A guest with two devices, which writes to its memory until it is stopped.
-struct SmallGuest {
-    life: Life,
-    memory: Arc<RamBlocks>,
-    /// Says what happens to it.
-    talks: bool,
-}
-
-const PAGE: usize = 4096;
-/// Pages of the main block; every third is zero.
-const PAGES: usize = 36;
-const ROM_PAGES: usize = 2;
-
-fn memory() -> Arc<RamBlocks> {
-    let ram = RamBlock::new("small.ram", (PAGES * PAGE) as u64).expect("a block");
-    let rom = RamBlock::new("small.rom", (ROM_PAGES * PAGE) as u64).expect("a block");
-    Arc::new(RamBlocks::new([ram, rom]).expect("blocks"))
-}
-
-fn pages(memory: &RamBlocks, block: usize, first: usize, count: usize) -> RegionSlice {
-    let block = memory.block(block).expect("it exists");
-    block.slice((first * PAGE) as u64, count * PAGE).expect("within it")
-}
-
-fn fill(memory: &RamBlocks) {
-    for page in (0..PAGES).filter(|page| page % 3 != 0) {
-        pattern::fill(&pages(memory, 0, page, 1), page as u64);
-    }
-    pattern::fill(&pages(memory, 1, 0, ROM_PAGES), 1000);
-}
-
-pub(crate) fn contents(memory: &RamBlocks) -> Vec<u8> {
-    let mut all = Vec::new();
-    for (block, count) in [(0, PAGES), (1, ROM_PAGES)] {
-        let mut bytes = vec![0; count * PAGE];
-        pages(memory, block, 0, count).copy_out(&mut bytes);
-        all.extend(bytes);
-    }
-    all
-}
-
-fn devices() -> Vec<DeviceSection> {
-    ["clock", "disk"]
-        .map(|idstr| DeviceSection {
-            idstr: idstr.into(),
-            instance_id: 0,
-            version_id: 3,
-            payload: idstr.repeat(20).into_bytes(),
-        })
-        .into()
-}
-
-impl Guest for SmallGuest {
-    fn machine_type(&self) -> String {
-        "small-1.0".into()
-    }
-
-    fn stop(&mut self) -> Result<(), GuestError> {
-        // Its last words: pages that are sent already, and one that was zero.
-        for page in [1, 2, 3, 20] {
-            pattern::fill(&pages(&self.memory, 0, page, 1), 500 + page as u64);
-        }
-        self.life.change(|state| state.stopped = true);
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), GuestError> {
-        self.life.change(|state| state.resumed = true);
-        Ok(())
-    }
-
-    fn save_devices(&mut self) -> Result<Vec<DeviceSection>, GuestError> {
-        Ok(devices())
-    }
-
-    fn load_device(&mut self, section: &DeviceSection) -> Result<(), GuestError> {
-        self.life.change(|state| state.devices.push(section.clone()));
-        Ok(())
-    }
-
-    fn start(&mut self, _state: RunState) -> Result<(), GuestError> {
-        if self.talks {
-            say("guest started");
-        }
-        self.life.change(|state| state.started = true);
-        Ok(())
-    }
 }
 
 /// What became of a migration.
@@ -275,7 +80,7 @@ async fn migrate(
     let guest = |end: usize| SmallGuest {
         life: lives[end].clone(),
         memory: Arc::clone(&memories[end]),
-        talks: false,
+        says: None,
     };
     let mut source = Source::new(memories[0].clone(), Box::new(guest(0)))
         .with_capabilities(mode.capabilities())
@@ -319,7 +124,7 @@ pub(crate) fn batch(way: Way, mode: Mode) {
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let tally = LocalSet::new().block_on(&runtime, async {
+    let mut tally = LocalSet::new().block_on(&runtime, async {
         // What is opened once in a process is open after this.
         let batch = Rc::new(Batch::counted(way, mode).await);
         let held = Held::now();
@@ -328,7 +133,8 @@ pub(crate) fn batch(way: Way, mode: Mode) {
         tally
     });
     drop(runtime);
-    tally.conclude();
+    tally.demand(&product::kinds(way, mode), way.is_slow() && !cases::long());
+    Tally::conclude([tally]);
 }
 
 /// One transport in one mode.
@@ -378,13 +184,13 @@ impl Batch {
 
     async fn try_all(self: Rc<Self>) -> Tally {
         let [source, destination] = &self.counted;
-        let thin = self.way.thin() * self.mode.thin();
-        let (has_link, has_tls) = (self.way.has_link(), self.mode.has_tls());
-        let mut troubles = cases::all(source, destination, has_link, has_tls, thin);
+        let kinds = product::kinds(self.way, self.mode);
+        let thin = self.way.thin(self.mode) * self.mode.thin();
+        let mut troubles = cases::all(source, destination, &kinds, thin);
         if self.way.is_slow() && !cases::long() {
             troubles = troubles.into_iter().step_by(SLOWLY_ONE_IN).collect();
         }
-        let tally = Tally::new(self.way.name(), self.mode.name());
+        let tally = Tally::new(self.way, self.mode);
         rounds::all(&self, troubles, tally).await
     }
 
@@ -436,7 +242,7 @@ impl Batch {
             let ended = migrate(way, mode, patience, scratch, faults.clone(), link).await;
             let [sent, received] = [ended.sent.as_ref().err(), ended.received.as_ref().err()];
             let doubt = judge::doubt(trouble, way, mode, &ended.faults, sent, received);
-            (judge::live(trouble, mode, &ended, verge), doubt)
+            (judge::live(trouble, way, mode, &ended, verge), doubt)
         };
         if std::env::var_os("MIG_FAULTS_SHOW").is_some() {
             eprintln!("{:?} {trouble} {:?}", begun.elapsed(), judged.1);
@@ -455,45 +261,6 @@ pub(crate) fn small_stream() -> Vec<u8> {
         ended.received.expect("nothing went wrong");
         ended.faults[0].recorded()[&0].clone()
     })
-}
-
-/// One end in a process of its own, which somebody kills: says on stdout what happens to it.
-pub(crate) fn end(which: &str, uri: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let memory = memory();
-    let guest = SmallGuest { life: Life::default(), memory: Arc::clone(&memory), talks: true };
-    let patience = Duration::from_secs(20 * SLOWNESS);
-    let mut parameters = Parameters::default();
-    // A quarter of a second.
-    parameters.max_bandwidth = 512 << 10;
-    let address = uri.parse().expect("an address");
-    let outcome = runtime.expect("a runtime").block_on(async {
-        if which == "source" {
-            fill(&memory);
-            let connector = mig::connector(&address, &Default::default()).expect("an address");
-            let mut source = Source::new(memory, Box::new(guest))
-                .with_parameters(parameters)
-                .with_deadlines(deadlines(patience));
-            source.run(&*connector).await
-        } else {
-            let listener = mig::listener(&address, &Default::default()).await;
-            say("listening");
-            let mut destination =
-                Destination::new(memory, Box::new(guest)).with_deadlines(deadlines(patience));
-            destination.run(&mut *listener.expect("it listens")).await
-        }
-    });
-    match outcome {
-        Ok(_) => say("ended: completed"),
-        Err(error) => say(&format!("ended: owner {:?}: {}", error.owner(), judge::chain(&error))),
-    }
-}
-
-/// A line at once, whatever becomes of this process.
-fn say(what: &str) {
-    let line = format!("\n{what}\n");
-    let mut out = std::io::stdout().lock();
-    out.write_all(line.as_bytes()).and_then(|()| out.flush()).expect("somebody reads");
 }
 
 /// The least ciphertext of a main channel with every item in it: what follows the items in a migration without TLS, and

@@ -10,74 +10,113 @@
 //! `MIG_FAULTS=all` tries every byte instead of a sample; `MIG_FAULTS_ONLY=WORDS` only cases whose names have these words.
 
 mod cases;
+mod guest;
 mod judge;
 mod kills;
 mod leaks;
 mod live;
+mod mode;
+mod product;
 mod rounds;
 mod stored;
 mod table;
 mod tls;
 mod way;
 
-use crate::{
-    live::{Mode, batch},
-    way::Way,
-};
+use crate::{live::batch, mode::Mode, way::Way};
 
-macro_rules! live {
-    ($($name:ident: $way:ident $mode:ident;)*) => { $(
-        #[test]
-        fn $name() {
-            batch(Way::$way, Mode::$mode);
-        }
-    )* };
+macro_rules! batches {
+    ($($name:ident: $way:ident $mode:ident;)*) => {
+        /// What has a test of its own.
+        const BATCHES: &[(Way, Mode)] = &[$((Way::$way, Mode::$mode)),*];
+
+        $(
+            #[test]
+            fn $name() {
+                batch(Way::$way, Mode::$mode);
+            }
+        )*
+    };
 }
 
-live! {
+batches! {
     tcp_plain: Tcp Plain;
     tcp_return_path: Tcp ReturnPath;
     tcp_multifd: Tcp Multifd;
     tcp_multifd_zlib: Tcp MultifdZlib;
+    tcp_tls: Tcp Tls;
+    tcp_tls_multifd: Tcp TlsMultifd;
+    tcp_stored: Tcp Stored;
+    tcp_stored_multifd: Tcp StoredMultifd;
     unix_plain: Unix Plain;
     unix_return_path: Unix ReturnPath;
     unix_multifd: Unix Multifd;
+    unix_tls: Unix Tls;
+    unix_tls_multifd: Unix TlsMultifd;
     fd_socket_plain: FdSocket Plain;
     fd_socket_return_path: FdSocket ReturnPath;
+    fd_socket_tls: FdSocket Tls;
     fd_pipe_plain: FdPipe Plain;
     fd_pipes_return_path: FdPipes ReturnPath;
+    fd_pipes_tls: FdPipes Tls;
     exec_plain: Exec Plain;
     exec_return_path: Exec ReturnPath;
+    exec_tls: Exec Tls;
     file_plain: File Plain;
     vsock_plain: Vsock Plain;
     vsock_return_path: Vsock ReturnPath;
     vsock_multifd: Vsock Multifd;
     rdma_plain: Rdma Plain;
     rdma_return_path: Rdma ReturnPath;
-    tcp_tls: Tcp Tls;
-    tcp_tls_multifd: Tcp TlsMultifd;
-    tcp_stored: Tcp Stored;
-    tcp_stored_multifd: Tcp StoredMultifd;
 }
 
+/// Whose ends are killed here, and in the lab.
+const KILLED_HERE: [Way; 7] =
+    [Way::Tcp, Way::Unix, Way::FdSocket, Way::FdPipe, Way::FdPipes, Way::Exec, Way::File];
+const KILLED_IN_THE_LAB: [Way; 2] = [Way::Vsock, Way::Rdma];
+
 #[test]
-fn killed_tools() {
-    let _beside = leaks::beside_no_batch();
-    kills::the_tool();
+fn every_combination_is_tried_or_has_a_reason() {
+    let killed = [&KILLED_HERE[..], &KILLED_IN_THE_LAB].concat();
+    product::complete(BATCHES, &killed, &kills::FULL_DISKS);
 }
 
 #[test]
 fn killed_live_ends() {
     let _beside = leaks::beside_no_batch();
-    kills::live_ends();
+    kills::every(&KILLED_HERE, false);
+}
+
+#[test]
+fn killed_tools() {
+    let _beside = leaks::beside_no_batch();
+    kills::every(&KILLED_HERE, true);
+}
+
+#[test]
+fn killed_over_vsock() {
+    killed_in_the_lab(Way::Vsock);
+}
+
+#[test]
+fn killed_over_rdma() {
+    killed_in_the_lab(Way::Rdma);
+}
+
+fn killed_in_the_lab(way: Way) {
+    let _beside = leaks::beside_no_batch();
+    if way.is_here() {
+        kills::every(&[way], false);
+        kills::every(&[way], true);
+    }
 }
 
 /// What `killed_live_ends` starts; by itself it is nothing.
 #[test]
 fn an_end_in_a_process_of_its_own() {
-    let Some(end) = std::env::var(kills::END).ok() else { return };
-    let (which, uri) = end.split_once(' ').expect("which end, and where");
-    live::end(which, uri);
+    if std::env::var_os(kills::END).is_some() {
+        kills::end();
+    }
 }
 
 #[test]

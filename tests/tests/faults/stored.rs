@@ -18,7 +18,8 @@ use mig_tests::{scratch::Scratch, stream};
 use crate::{
     cases::{End, Kind, Trouble},
     judge::{LOST, Word, chain, names},
-    live::{self, Mode, PIECE},
+    live::{self, PIECE},
+    mode::Mode,
     way::Way,
 };
 
@@ -46,13 +47,13 @@ pub(crate) async fn replay(
     let (connector, mut listener) = (ends.connector, ends.listener);
     let mut options = ReplayOptions::default();
     options.deadlines = live::deadlines(patience);
-    options.multifd = mode == Mode::StoredMultifd;
+    options.multifd = mode.has_data_channels();
     options.return_path = ReturnPathWish::Always;
     let again = Cursor::new(input.to_vec());
     let replayer = Replayer::new(options).with_second_reading(|| Ok(Box::new(again)));
     let mut options = RecordOptions::default();
     options.deadlines = live::deadlines(patience);
-    options.multifd = (mode == Mode::StoredMultifd).then(|| MultifdOptions::new(2));
+    options.multifd = mode.has_data_channels().then(|| MultifdOptions::new(2));
     let recorder = Recorder::new(options);
     let sink = FaultySink {
         inner: mig::file_sink(scratch.path(FILE)).expect("a file"),
@@ -186,7 +187,7 @@ pub(crate) fn judge(
 }
 
 /// A file that is there is whole; answers whether it brings what was sent.
-fn check_kept(kept: &[u8], input: &[u8], flipped: bool) -> Result<bool, String> {
+pub(crate) fn check_kept(kept: &[u8], input: &[u8], flipped: bool) -> Result<bool, String> {
     let mut options = Options::default();
     options.configuration = Presence::IfPresent;
     let mut walk = StreamWalk::new(options);

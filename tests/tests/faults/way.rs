@@ -16,13 +16,13 @@ use mig_tests::{lab, report};
 use mig_transport_fd::{Descriptor, FdConnector, FdEnds, FdListener};
 use rustix::fs::Mode as Mode_;
 
-use crate::{live::Mode, tls};
+use crate::{mode::Mode, tls};
 
 /// A free port of this machine.
-const VSOCK: &str = "vsock:1:4294967295";
+pub(crate) const VSOCK: &str = "vsock:1:4294967295";
 
 /// How two ends meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
     Tcp,
     Unix,
@@ -43,6 +43,18 @@ pub(crate) struct Ends {
 }
 
 impl Way {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Tcp,
+        Self::Unix,
+        Self::FdSocket,
+        Self::FdPipe,
+        Self::FdPipes,
+        Self::Exec,
+        Self::File,
+        Self::Vsock,
+        Self::Rdma,
+    ];
+
     /// As the table has it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -68,14 +80,21 @@ impl Way {
         matches!(self, Self::Vsock | Self::Rdma)
     }
 
-    /// How much the sample of cases is thinned out: children take their time, and the lab is slow.
-    pub(crate) fn thin(self) -> u64 {
-        match self {
+    /// How much the sample of cases is thinned out: children take their time, the lab is slow, and of TLS over
+    /// something else only what that something does is new.
+    pub(crate) fn thin(self, mode: Mode) -> u64 {
+        let own = match self {
             Self::Exec | Self::Vsock => 5,
             Self::Rdma => 8,
             Self::FdSocket | Self::FdPipe | Self::FdPipes | Self::File => 2,
             Self::Tcp | Self::Unix => 1,
-        }
+        };
+        if mode.has_tls() && self != Self::Tcp { 4 * own } else { own }
+    }
+
+    /// Whether a destination waits there for somebody who may never come.
+    pub(crate) fn listens(self) -> bool {
+        matches!(self, Self::Tcp | Self::Unix | Self::Vsock | Self::Rdma)
     }
 
     /// What is on the way may be left in the directory: fifos and the file.
@@ -111,11 +130,6 @@ impl Way {
         bound.map_err(|error| report::not_applicable(cause, &error.to_string())).is_ok()
     }
 
-    /// Whether a link fits between the ends.
-    pub(crate) fn has_link(self) -> bool {
-        matches!(self, Self::Tcp | Self::Unix)
-    }
-
     /// Fresh ends, in a directory of their own, with the faults of both and TLS around those.
     pub(crate) async fn faulty(
         self,
@@ -142,8 +156,8 @@ impl Way {
     async fn ends(self, dir: &Path, mode: Mode, patience: Duration, fault: &LinkFault) -> Ends {
         let mut listen = ListenOptions::default();
         let mut connect = ConnectOptions::default();
-        connect.return_path = mode != Mode::Plain;
-        listen.return_path = mode != Mode::Plain;
+        connect.return_path = mode.has_return_path();
+        listen.return_path = mode.has_return_path();
         connect.exit_deadline = patience;
         listen.exit_deadline = patience;
         connect.deadline = patience;
@@ -154,7 +168,7 @@ impl Way {
             Self::Rdma => format!("rdma:{}:{}", lab::IPV4, lab::port()),
             Self::File => format!("file:{}", dir.join("f").display()),
             Self::Exec => commands(dir, mode)[1].clone(),
-            Self::FdSocket | Self::FdPipe | Self::FdPipes => return self.descriptors(),
+            Self::FdSocket | Self::FdPipe | Self::FdPipes => return self.descriptors(fault),
         };
         let listener = mig::listener(&address(&here), &listen).await.expect("it listens");
         let mut there = match self {
@@ -163,16 +177,13 @@ impl Way {
             _ => listener.local_addresses().into_iter().next().expect("it says where"),
         };
         if self == Self::Exec {
-            for name in ["there", "back"] {
-                let made = rustix::fs::mkfifoat(rustix::fs::CWD, dir.join(name), Mode_::RWXU);
-                made.expect("a fifo");
-            }
+            fifos(dir);
         }
         let mut link = None;
         if !matches!(fault, LinkFault::None) {
             let made = Link::start(self.linked(&there), dir.join("l"), fault.clone()).await;
-            let made = made.expect("a link");
-            there = match made.address() {
+            let (made, at) = made.expect("a link");
+            there = match at {
                 LinkAddress::Tcp(address) => format!("tcp:{address}"),
                 LinkAddress::Unix(path) => format!("unix:{}", path.display()),
             };
@@ -183,10 +194,16 @@ impl Way {
     }
 
     /// Descriptors that somebody opened for both ends.
-    fn descriptors(self) -> Ends {
+    fn descriptors(self, fault: &LinkFault) -> Ends {
+        let mut link = None;
         let (source, destination) = match self {
             Self::FdSocket => {
-                let (source, destination) = UnixStream::pair().expect("a pair of sockets");
+                let (source, mut destination) = UnixStream::pair().expect("a pair of sockets");
+                if !matches!(fault, LinkFault::None) {
+                    let (far, near) = UnixStream::pair().expect("a pair of sockets");
+                    let between = std::mem::replace(&mut destination, near);
+                    link = Some(Link::between(between, far, fault.clone()).expect("a link"));
+                }
                 (FdEnds::One(descriptor(source)), FdEnds::One(descriptor(destination)))
             }
             Self::FdPipes => {
@@ -205,7 +222,7 @@ impl Way {
         Ends {
             connector: Box::new(FdConnector::new(source).expect("it can be connected to")),
             listener: Box::new(FdListener::new(destination).expect("it listens")),
-            link: None,
+            link,
         }
     }
 
@@ -218,12 +235,20 @@ impl Way {
     }
 }
 
+/// What [`commands`] are joined by.
+pub(crate) fn fifos(dir: &Path) {
+    for name in ["there", "back"] {
+        let made = rustix::fs::mkfifoat(rustix::fs::CWD, dir.join(name), Mode_::RWXU);
+        made.expect("a fifo");
+    }
+}
+
 /// The commands of a source and a destination that are joined by fifos.
-fn commands(dir: &Path, mode: Mode) -> [String; 2] {
+pub(crate) fn commands(dir: &Path, mode: Mode) -> [String; 2] {
     let [there, back] = ["there", "back"].map(|name| dir.join(name).display().to_string());
-    match mode {
-        Mode::Plain => [format!("exec:exec cat >{there}"), format!("exec:exec cat <{there}")],
-        _ => {
+    match mode.has_return_path() {
+        false => [format!("exec:exec cat >{there}"), format!("exec:exec cat <{there}")],
+        true => {
             let forward =
                 "exec 3<&0; cat <&3 >&4 3<&- 4>&- 5<&- & exec 3<&- 4>&-; exec cat <&5 5<&-";
             [
