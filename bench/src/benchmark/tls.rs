@@ -59,17 +59,16 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     let of = |ours: &Entry, other: &Entry| Spread::of_ratios(ours.rates(), other.rates());
     let of_plain = of(tls, plain);
     let of_decrypting = of(tls, decrypting);
-    section.notes.push(binding(
-        of_plain.median,
-        of_decrypting.median,
-        of(plain, decrypting).median,
-    ));
-    // Either is enough: where plain is faster than the cipher, the cipher is all that can be asked for.
-    let cipher_binds = of_plain.median < OF_PLAIN;
+    // What is less binds: no receiver is faster than its cipher.
+    let cipher_binds = of(decrypting, plain).median < OF_PLAIN;
     section.figures.push(match cipher_binds {
         false => Figure::judged("rate of plain", "", of_plain, Goal::AtLeast(OF_PLAIN)),
         true => Figure::told("rate of plain", "", of_plain),
     });
+    let most = most_of_plain(plain, decrypting);
+    if let Some(most) = most {
+        section.figures.push(Figure::told("rate of plain, with nothing but the cipher", "", most));
+    }
     section.figures.push(match cipher_binds {
         true => {
             let goal = Goal::AtLeast(OF_DECRYPTING);
@@ -77,6 +76,8 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
         }
         false => Figure::told("rate of decrypting alone", "", of_decrypting),
     });
+    let plain_of_decrypting = of(plain, decrypting).median;
+    section.notes.push(binding(of_plain.median, plain_of_decrypting, most.map(|most| most.median)));
     for qemu in qemus {
         let what = format!("rate of that of {}", qemu.name);
         section.figures.push(Figure::judged(what, "", of(tls, qemu), Goal::AtLeast(OF_QEMU)));
@@ -106,14 +107,31 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     Ok(())
 }
 
-/// Says which of the two holds TLS back.
-fn binding(of_plain: f64, of_decrypting: f64, plain_of_decrypting: f64) -> String {
-    let plain = format!("Plain moves {plain_of_decrypting:.2} of what one core decrypts");
-    match of_plain >= OF_PLAIN {
-        true => format!("{plain}: TLS is held to the rate of plain, and has {of_plain:.2} of it."),
-        false => format!(
-            "{plain}; TLS has {of_plain:.2} of plain and {of_decrypting:.2} of decrypting: one core of the receiver decrypts, \
-             reads and places."
+/// What of plain's rate is left if both ends do what they did for plain and encrypt and decrypt, and nothing more, on all
+/// processors at once: plain occupies some of them already.
+fn most_of_plain(plain: &Entry, decrypting: &Entry) -> Option<Spread> {
+    let processors = std::thread::available_parallelism().ok()?.get() as f64;
+    let busy = plain.cpu_seconds()?.into_iter().zip(decrypting.cpu_seconds()?);
+    // Encrypting takes as long as decrypting.
+    let least = busy.map(|(plain, cipher)| (plain + 2.0 * cipher) / processors);
+    let seconds = plain.seconds().zip(least).map(|(plain, least)| (plain, least.max(plain)));
+    let (plain, least): (Vec<f64>, Vec<f64>) = seconds.unzip();
+    Some(Spread::of_ratios(plain, least))
+}
+
+/// Says what holds TLS back.
+fn binding(of_plain: f64, plain_of_decrypting: f64, most: Option<f64>) -> String {
+    let plain = format!(
+        "Plain moves {plain_of_decrypting:.2} of what one core decrypts; TLS has {of_plain:.2} of plain."
+    );
+    match most {
+        Some(most) if most < OF_PLAIN => format!(
+            "{plain} What binds are the processors, which plain fills already: with nothing but the cipher on top they would \
+             allow {most:.2}."
         ),
+        Some(most) => format!(
+            "{plain} The processors would allow {most:.2} with nothing but the cipher on top."
+        ),
+        None => plain,
     }
 }

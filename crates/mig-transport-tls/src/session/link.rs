@@ -30,10 +30,11 @@ use tokio::io::AsyncWrite;
 
 use super::engine::{MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES, Records, Seal};
 
-/// Plaintext sealed at a time, and sent in one system call: sixteen records.
-pub(crate) const BATCH_BYTES: usize = 16 * MAX_PLAINTEXT_BYTES;
+/// Plaintext sealed at a time, and sent in one system call: 32 records. A receiver decrypts faster than a sender encrypts and
+/// sends, and sleeps in between: whenever it is woken, both ends pay. Twice as much no longer stays in the processor's cache.
+pub(crate) const BATCH_BYTES: usize = 32 * MAX_PLAINTEXT_BYTES;
 /// A batch in records, and what TLS itself says before and behind it. Memory that no record was in yet costs nothing.
-const OUTGOING_BYTES: usize = 17 * MAX_RECORD_BYTES;
+const OUTGOING_BYTES: usize = 33 * MAX_RECORD_BYTES;
 
 /// What both halves share.
 pub(crate) struct Link {

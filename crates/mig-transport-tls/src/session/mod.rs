@@ -5,14 +5,15 @@
 //!                                                   └─▶ TlsSendHalf ── Link: Seal ── Records ──▶ sender below
 //! ```
 //!
-//! The handshake is rustls's, and so is every key, nonce and ciphertext after it; the records are cut, numbered and held
-//! here. Tried beside it, on records from memory larger than the caches and of one core's time, were rustls's two
+//! The handshake is rustls's, and so are every key and what opens records after it; the records are cut, numbered, held and
+//! [sealed](cipher) here. Tried beside it, on records from memory larger than the caches and of one core's time, were rustls's two
 //! interfaces that do all of it:
 //!
 //! ```text
 //!                      reads   writes
-//!   records here       1.00     1.00    decrypted in place, one copy to where they are wanted; sealed by the library, from a
-//!                                       copy of the guest's pages, and sent from where the library put them
+//!   records here       1.00     1.00    decrypted in place, one copy to where they are wanted; copied once out of the guest,
+//!                                       sealed there and sent from there
+//!   sealed by rustls    -       0.95    one copy more
 //!   unbuffered rustls  0.88     0.91    one copy more each way
 //!   buffered rustls    0.65     1.00    reads 4 KiB at a time, moves the rest of its buffer for each record
 //! ```
@@ -20,7 +21,7 @@
 //! both, a source's bulk and its return path would wait for each other. `cargo run --release --example throughput` shows
 //! what a channel costs each end.
 //!
-//! Memory of a channel: [`incoming`] 256 KiB, [`link`] up to 256 KiB of sealed records and 16 KiB on their way there; in a
+//! Memory of a channel: [`incoming`] 256 KiB, [`link`] up to 0.6 MiB of sealed records, as far as they were ever used; in a
 //! handshake 32 KiB, and up to 128 KiB of a message that comes in pieces.
 
 pub(crate) mod agree;
