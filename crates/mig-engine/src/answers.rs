@@ -8,7 +8,10 @@ use mig_proto::{
 };
 use mig_stream::{Stream, StreamReader, StreamWriter, within};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    turn::Turn,
+};
 
 /// The status a source hears when its stream was not kept; any value but 0 means failure.
 const SHUT_FAILED: u32 = 1;
@@ -147,12 +150,14 @@ pub(crate) async fn drain(
     limit: Duration,
 ) -> Result<bool, mig_stream::Error> {
     let drained = tokio::time::timeout(limit, async {
+        let mut turn = Turn::new();
         loop {
             let buffered = reader.buffer().len();
             reader.consume(buffered);
             if reader.fill().await? == 0 {
                 return Ok::<(), mig_stream::Error>(());
             }
+            turn.pause().await;
         }
     });
     match drained.await {

@@ -19,6 +19,7 @@ mod destination;
 mod error;
 mod guest;
 mod handle;
+mod hang_up;
 mod held;
 mod hooks;
 mod multifd;
@@ -28,6 +29,7 @@ mod replay;
 mod source;
 mod statistics;
 mod sync;
+mod turn;
 mod walk;
 mod zero_copy;
 

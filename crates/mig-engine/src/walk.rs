@@ -34,6 +34,17 @@ pub struct Piece<'a> {
     pub event: Option<Event<'a>>,
 }
 
+impl Piece<'_> {
+    /// What dealing with it takes at the most, in zero pages that are looked at.
+    #[inline]
+    pub(crate) fn cost(&self) -> u32 {
+        match self.event {
+            Some(Event::CompressedPage { .. }) => 32,
+            _ => 1,
+        }
+    }
+}
+
 /// How far a walk came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

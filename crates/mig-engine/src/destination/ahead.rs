@@ -20,6 +20,7 @@ use mig_stream::StreamReader;
 use super::loader::Loader;
 use crate::{
     error::Result,
+    turn::Turn,
     walk::{InputEnd, StreamWalk},
 };
 
@@ -63,6 +64,7 @@ impl Ahead {
         reader: &mut StreamReader,
         walk: &mut StreamWalk,
         loader: &mut Loader<'_>,
+        turn: &mut Turn,
         mut told: impl FnMut(&mut Loader<'_>),
     ) -> Result<bool> {
         if loader.row() < self.row || loader.lend().is_none() {
@@ -72,7 +74,7 @@ impl Ahead {
             return Ok(false);
         }
         let before = loader.row();
-        self.read_pairs(reader, walk, loader, &mut told).await?;
+        self.read_pairs(reader, walk, loader, turn, &mut told).await?;
         self.row = if loader.row() - before >= WORTH_PAGES {
             FIRST_ROW
         } else {
@@ -87,6 +89,7 @@ impl Ahead {
         reader: &mut StreamReader,
         walk: &mut StreamWalk,
         loader: &mut Loader<'_>,
+        turn: &mut Turn,
         told: &mut impl FnMut(&mut Loader<'_>),
     ) -> Result<()> {
         let most = MOST_PAIRS.min(reader.capacity() / PAIR);
@@ -136,6 +139,7 @@ impl Ahead {
                 return self.give_back(taken, filled, reader, loader);
             }
             told(loader);
+            turn.pause().await;
             // What came of the next page is in the slot that is the first one now; its word has to follow.
             if taken < most {
                 self.words[0] = self.words[taken];

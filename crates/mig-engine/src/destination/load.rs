@@ -12,6 +12,7 @@ use crate::{
     handle::Shared,
     hooks::{Hooks, bytes_behind},
     multifd::receive::{Beside, DeviceState, DeviceStates},
+    turn::Turn,
     walk::{InputEnd, StreamWalk},
 };
 
@@ -47,6 +48,7 @@ impl Load<'_> {
         let mut registered = false;
         let mut ahead = Ahead::new();
         let mut end = InputEnd::Open;
+        let mut turn = Turn::new();
         loop {
             let data = &mut self.data;
             let walked = self.walk.walk_while(self.reader.buffer(), end, |piece| {
@@ -54,7 +56,8 @@ impl Load<'_> {
                     (Some(data), Some(event)) => data.note(event),
                     _ => true,
                 };
-                loader.visit(&piece).map(|()| go_on)
+                loader.visit(&piece)?;
+                Ok::<_, Error>(!turn.work(piece.cost()) && go_on)
             })?;
             self.reader.consume(walked.consumed);
             self.tell(loader);
@@ -66,7 +69,14 @@ impl Load<'_> {
             if self.pass_mark(loader).await? {
                 continue;
             }
-            if self.walk.is_complete() || walked.at_least == 0 {
+            if walked.at_least == 0 {
+                break;
+            }
+            if turn.is_over() {
+                turn.give_way().await;
+                continue;
+            }
+            if self.walk.is_complete() {
                 break;
             }
             let (shared, counters) = (self.shared, self.reader.counters());
@@ -75,7 +85,7 @@ impl Load<'_> {
                 shared.statistics.received(counters.bytes_received());
             };
             let straight = self.data.is_none()
-                && ahead.receive(self.reader, &mut self.walk, loader, tell).await?;
+                && ahead.receive(self.reader, &mut self.walk, loader, &mut turn, tell).await?;
             end = if straight { InputEnd::Open } else { self.more(loader).await? };
             if end == InputEnd::Quiet && self.walk.is_past_eof() {
                 break;

@@ -37,6 +37,7 @@ use crate::{
     error::{Error, Owner, Result},
     guest::Guest,
     handle::{MigrationHandle, Shared},
+    hang_up::HangUp,
     hooks::Hooks,
     multifd::receive::{Beside, DataChannels, Origin},
     parameters::{Capabilities, MultifdOptions, Parameters},
@@ -158,7 +159,7 @@ impl Destination {
         shared.destination_event(DestinationEvent::Listen)?;
         let progress = Progress::default();
         let mut answers = Answers::new(true, false);
-        let mut link = Link { main: None, data: self.data_channels(&shared)? };
+        let mut link = Link { main: None, data: self.data_channels(&shared)?, hang_up: None };
         let outcome = {
             let drive = pin!(self.drive(listener, &shared, &progress, &mut answers, &mut link));
             tokio::select! {
@@ -181,6 +182,9 @@ impl Destination {
             Ok(confirmed) => {
                 let total = shared.finished();
                 shared.destination_event(DestinationEvent::Complete)?;
+                if let Some(hang_up) = link.hang_up.take() {
+                    hang_up.spare();
+                }
                 return Ok(Outcome { confirmed, total, info: shared.info() });
             }
             Err(error) => error,
@@ -232,6 +236,7 @@ impl Destination {
         shared.waits_for(SOURCE);
         let mut acceptor = Acceptor::new(listener, &self.deadlines);
         let (stream, reader) = link.main.insert(acceptor.main(&mut link.data).await?);
+        link.hang_up = Some(HangUp::on(stream.shutdown_handle()));
         shared.destination_event(DestinationEvent::Connected)?;
         let name = stream.endpoint().to_string();
         let machine = self.guest.machine_type();
@@ -337,6 +342,7 @@ impl Destination {
 struct Link {
     main: Option<Accepted>,
     data: Option<DataChannels>,
+    hang_up: Option<HangUp>,
 }
 
 /// What the failure path has to know.

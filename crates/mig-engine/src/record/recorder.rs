@@ -14,6 +14,7 @@ use crate::{
     destination::{BYTES, HANGING_UP, SOURCE, TELLING},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
+    hang_up::HangUp,
     hooks::{Hooks, bytes_behind},
     multifd::receive::{Beside, DataChannels, Origin},
     parameters::{MultifdOptions, Parameters},
@@ -22,6 +23,7 @@ use crate::{
         writer::SinkWriter,
     },
     statistics::MigrationInfo,
+    turn::Turn,
     walk::{InputEnd, Piece, StreamWalk},
 };
 
@@ -183,10 +185,12 @@ impl Recorder {
         let mut acceptor = Acceptor::new(listener, &self.options.deadlines);
         shared.waits_for(SOURCE);
         let accepted = tokio::select! {
-            accepted = acceptor.main(&mut data) => accepted,
+            biased;
             () = shared.cancelled() => Err(Error::cancelled()),
+            accepted = acceptor.main(&mut data) => accepted,
         };
         let (mut stream, reader) = accepted.map_err(|error| error.during("setup"))?;
+        let hang_up = HangUp::on(stream.shutdown_handle());
         shared.destination_event(DestinationEvent::Connected)?;
         let channel = stream.endpoint().to_string();
         let idle = stream.idle();
@@ -212,11 +216,13 @@ impl Recorder {
             shared,
             flushed: false,
             uuid: self.options.uuid,
+            turn: Turn::new(),
         };
         session.answers.take_any_number(hub.as_ref().is_some_and(|hub| hub.takes_any_number()));
         let received = tokio::select! {
-            received = session.receive_beside(&mut data, &mut acceptor) => received,
+            biased;
             () = shared.cancelled() => Err(Error::cancelled()),
+            received = session.receive_beside(&mut data, &mut acceptor) => received,
         };
         match received {
             Ok(()) => {
@@ -224,6 +230,9 @@ impl Recorder {
                 if let Some(hub) = &hub {
                     let ended = tokio::time::timeout(CLOSE_DATA, hub.all_ended()).await;
                     tracing::debug!(ended = ended.is_ok(), "data channels");
+                }
+                if concluded.is_ok() {
+                    hang_up.spare();
                 }
                 concluded
             }
@@ -259,6 +268,7 @@ struct Session<'a, 'o> {
     flushed: bool,
     /// The guest that is expected.
     uuid: Option<[u8; 16]>,
+    turn: Turn,
 }
 
 impl Session<'_, '_> {
@@ -314,7 +324,14 @@ impl Session<'_, '_> {
             if marked {
                 continue;
             }
-            if at_least == 0 || self.walk.is_complete() {
+            if at_least == 0 {
+                break;
+            }
+            if self.turn.is_over() {
+                self.turn.give_way().await;
+                continue;
+            }
+            if self.walk.is_complete() {
                 break;
             }
             self.shared.waits_for(BYTES);
@@ -345,7 +362,7 @@ impl Session<'_, '_> {
         self.sink.sync().await
     }
 
-    /// Decodes what is buffered and keeps what is to be kept.
+    /// Decodes what is buffered, for as long as the turn lasts, and keeps what is to be kept.
     fn take(&mut self, end: InputEnd) -> Result<usize> {
         let Self {
             reader,
@@ -360,17 +377,18 @@ impl Session<'_, '_> {
             data,
             flushed,
             uuid,
+            turn,
             ..
         } = self;
         let walked = walk.walk_while::<Error>(reader.buffer(), end, |piece| {
-            let mut go_on = true;
+            let mut go_on = !turn.work(piece.cost());
             if let Some(event) = &piece.event {
                 if let Event::Configuration(configuration) = event {
                     check_guest(*uuid, configuration).map_err(|error| error.at(piece.position))?;
                 }
                 *flushed |= matches!(event, Event::MultifdFlush(_));
                 if let Some(data) = data {
-                    go_on = data.note(event);
+                    go_on &= data.note(event);
                     // Of a source that looks for zero pages on its main thread.
                     shared.statistics.duplicate.add(u64::from(matches!(event, Event::Zero(_))));
                 }

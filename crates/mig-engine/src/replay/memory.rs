@@ -30,6 +30,7 @@ use crate::{
     multifd::{Beside, Main},
     replay::{cutter::Window, input::InputReader, replayer::unsound},
     source::ram::RamSource,
+    turn::Turn,
     walk::{InputEnd, StreamWalk},
 };
 
@@ -74,24 +75,41 @@ pub(super) async fn load(
     let mut input = InputReader::start(input, name.into())?;
     let mut walk = StreamWalk::new(options.clone());
     let mut stored = Stored { held: HeldMemory::new(limit), machine: None, uuid: None };
+    let mut turn = Turn::new();
     loop {
         let (buffer, ended) = input.next().await?;
         let end = if ended { InputEnd::Closed } else { InputEnd::Open };
-        let walked = walk
-            .walk::<Error>(buffer.bytes(), end, |piece| {
-                let Some(event) = &piece.event else { return Ok(()) };
-                refuse_host_pages(event, piece.position)?;
-                if let Event::Configuration(configuration) = event {
-                    stored.machine = Some(configuration.machine().to_vec());
-                    stored.uuid = configuration.uuid();
-                }
-                stored.held.visit(event, piece.position).map(drop)
-            })
-            .map_err(|error| unsound(name, error))?;
-        input.used(buffer, walked.consumed);
+        let mut consumed = 0;
+        loop {
+            let walked = walk
+                .walk_while::<Error>(&buffer.bytes()[consumed..], end, |piece| {
+                    if let Some(event) = &piece.event {
+                        stored.visit(event, piece.position)?;
+                    }
+                    Ok(!turn.work(piece.cost()))
+                })
+                .map_err(|error| unsound(name, error))?;
+            consumed += walked.consumed;
+            if !turn.is_over() {
+                break;
+            }
+            turn.give_way().await;
+        }
+        input.used(buffer, consumed);
         if ended {
             return Ok(stored);
         }
+    }
+}
+
+impl Stored {
+    fn visit(&mut self, event: &Event<'_>, position: u64) -> Result<()> {
+        refuse_host_pages(event, position)?;
+        if let Event::Configuration(configuration) = event {
+            self.machine = Some(configuration.machine().to_vec());
+            self.uuid = configuration.uuid();
+        }
+        self.held.visit(event, position).map(drop)
     }
 }
 

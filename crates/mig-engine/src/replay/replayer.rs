@@ -18,6 +18,7 @@ use crate::{
     deadlines::{Deadlines, Wait},
     error::{Error, Owner, Result},
     handle::{MigrationHandle, Shared},
+    hang_up::HangUp,
     hooks::Hooks,
     parameters::Parameters,
     record::PageCounts,
@@ -31,6 +32,7 @@ use crate::{
         connect, ended_by_whom, said_too_early, who_is_silent,
     },
     statistics::MigrationInfo,
+    turn::Turn,
     walk::{InputEnd, StreamWalk},
 };
 
@@ -177,14 +179,14 @@ impl Replayer {
         shared.begin(Vec::new());
         shared.source_event(SourceEvent::Start)?;
         let ready = tokio::select! {
-            ready = self.prepare(shared, connector, input, name) => ready,
+            biased;
             () = shared.cancelled() => Err(Error::cancelled()),
+            ready = self.prepare(shared, connector, input, name) => ready,
         };
-        let Ready { stream, writer, answers, input, memory } =
+        let Ready { stream, hang_up, writer, answers, input, memory } =
             ready.map_err(|error| error.during("setup"))?;
         shared.source_event(SourceEvent::Ready)?;
         let channel = stream.endpoint().to_string();
-        let stop = stream.shutdown_handle();
         let progress = Progress::default();
         let cutter = match &memory {
             None => Cutter::new(answers.is_some()),
@@ -204,8 +206,9 @@ impl Replayer {
         };
         let acknowledgement = self.options.deadlines.final_acknowledgement;
         let replayed = tokio::select! {
-            replayed = session.run(answers, acknowledgement) => replayed,
+            biased;
             () = shared.cancelled() => Err(Error::cancelled()),
+            replayed = session.run(answers, acknowledgement) => replayed,
         };
         match replayed {
             // A cancel that came after the verdict came too late.
@@ -215,11 +218,15 @@ impl Replayer {
                 session.reached_device()?;
                 Ok(session.replayed(true))
             }
-            replayed => replayed.map_err(|error| {
+            Err(error) => {
                 // Cut, not ended: what arrived must not look complete.
-                stop.shutdown();
-                error.owned_by(progress.owner()).on(channel).during(shared.status().as_str())
-            }),
+                drop(hang_up);
+                Err(error.owned_by(progress.owner()).on(channel).during(shared.status().as_str()))
+            }
+            Ok(replayed) => {
+                hang_up.spare();
+                Ok(replayed)
+            }
         }
     }
 
@@ -240,6 +247,7 @@ impl Replayer {
         }
         shared.waits_for(CONNECTING);
         let (mut stream, writer, answers) = self.open(shared, connector).await?;
+        let hang_up = HangUp::on(stream.shutdown_handle());
         let hooks = Hooks::of(&mut stream);
         if self.options.multifd {
             check_several_channels(&stream, &hooks)?;
@@ -266,7 +274,7 @@ impl Replayer {
             })?,
         };
         let input = InputReader::start(input, name.into())?;
-        Ok(Ready { stream, writer, answers, input, memory })
+        Ok(Ready { stream, hang_up, writer, answers, input, memory })
     }
 
     async fn load(
@@ -332,6 +340,7 @@ impl fmt::Debug for Replayer {
 /// All that a replay needs.
 struct Ready {
     stream: Stream,
+    hang_up: HangUp,
     writer: StreamWriter,
     answers: Option<ReturnPath>,
     input: InputReader,
@@ -472,6 +481,7 @@ impl Session<'_> {
     ///
     /// Not cancel safe: bytes are lost. The channel must be cut then.
     async fn send(&mut self) -> Result<()> {
+        let mut turn = Turn::new();
         loop {
             self.shared.waits_for("more of the input");
             let (buffer, ended) = self.next_input().await?;
@@ -479,14 +489,22 @@ impl Session<'_> {
             let end = if ended { InputEnd::Closed } else { InputEnd::Open };
             let Self { walk, cutter, .. } = self;
             let bytes = buffer.bytes();
-            let mut at = 0;
-            let walked = walk
-                .walk::<Error>(bytes, end, |piece| {
-                    cutter.handle(&piece, at)?;
-                    at += piece.bytes.len();
-                    Ok(())
-                })
-                .map_err(|error| unsound(self.name, error))?;
+            let mut consumed = 0;
+            loop {
+                let mut at = consumed;
+                let walked = walk
+                    .walk_while::<Error>(&bytes[consumed..], end, |piece| {
+                        cutter.handle(&piece, at)?;
+                        at += piece.bytes.len();
+                        Ok(!turn.work(piece.cost()))
+                    })
+                    .map_err(|error| unsound(self.name, error))?;
+                consumed += walked.consumed;
+                if !turn.is_over() {
+                    break;
+                }
+                turn.give_way().await;
+            }
             for part in std::mem::take(&mut self.cutter.parts) {
                 match part {
                     Part::Stored(place) => self.writer.write_all(&bytes[place]).await?,
@@ -506,7 +524,7 @@ impl Session<'_> {
                 }
                 self.shared.statistics.transferred.set(self.sent());
             }
-            self.input.used(buffer, walked.consumed);
+            self.input.used(buffer, consumed);
             self.writer.flush().await?;
             self.publish();
             if ended {

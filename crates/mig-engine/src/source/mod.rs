@@ -60,10 +60,12 @@ use crate::{
     error::{Error, Owner, Result},
     guest::{DeviceSection, Guest},
     handle::{MigrationHandle, Shared},
+    hang_up::HangUp,
     hooks::Hooks,
     multifd::{Beside, Main},
     parameters::{Capabilities, Parameters},
     statistics::MigrationInfo,
+    turn::Turn,
     zero_copy,
 };
 
@@ -278,6 +280,7 @@ impl Source {
         let mut stream =
             connect(connector, self.capabilities.return_path, &shared.limiter, idle.as_ref())
                 .await?;
+        let hang_up = HangUp::on(stream.shutdown_handle());
         let name = stream.endpoint().to_string();
         let mut back = match self.capabilities.return_path {
             true => Some(ReturnPath::new(
@@ -318,6 +321,7 @@ impl Source {
             switchover_start: self.switchover_start,
             uuid: self.uuid,
             stopped_at: None,
+            turn: Turn::new(),
         };
         let sent = match &mut back {
             None => job.send().await,
@@ -353,6 +357,7 @@ impl Source {
         } else if let Err(error) = finished {
             tracing::debug!(%error, "the destination hung up first");
         }
+        hang_up.spare();
         Ok(confirmed)
     }
 
@@ -423,6 +428,7 @@ struct Job<'a> {
     switchover_start: bool,
     uuid: Option<[u8; 16]>,
     stopped_at: Option<Instant>,
+    turn: Turn,
 }
 
 impl Job<'_> {
@@ -693,12 +699,13 @@ impl Job<'_> {
             let more = if self.hooks.active() {
                 self.ram.offer_pages(&mut self.out, &mut self.hooks, statistics).await?
             } else {
-                self.ram.put_pages(&mut self.out, statistics)?
+                self.ram.put_pages(&mut self.out, &mut self.turn, statistics)?
             };
             if !more {
                 break false;
             }
             self.out.make_room().await?;
+            self.turn.pause().await;
             self.tell_progress();
             if kind == SectionKind::Part && begun.elapsed() >= most {
                 break true;

@@ -19,7 +19,7 @@ use super::{
     pages::{Pages, RUN_PAGES},
     xbzrle::Xbzrle,
 };
-use crate::{error::Result, hooks::Hooks, statistics::Statistics};
+use crate::{error::Result, hooks::Hooks, statistics::Statistics, turn::Turn};
 
 /// The longest run offered to a transport at once: far more than the largest write of one, and little enough that the
 /// end of a PART, a cancel and the statistics do not wait for it.
@@ -136,17 +136,19 @@ impl RamSource {
         Ok(dirtied)
     }
 
-    /// Lists records of unsent pages until the writer wants to be flushed or the pass is over; answers whether
+    /// Lists records of unsent pages until the writer wants to be flushed, the turn is over or the pass is; answers whether
     /// anything is left of it.
     pub(crate) fn put_pages(
         &mut self,
         out: &mut StreamWriter,
+        turn: &mut Turn,
         statistics: &Statistics,
     ) -> Result<bool> {
         let mut xbzrle = self.xbzrle.as_mut().filter(|xbzrle| xbzrle.is_on());
         let (mut normal, mut zero) = (0u64, 0u64);
         let more = 'pass: loop {
-            if out.needs_flush() {
+            // Pages that need no record never fill the writer.
+            if out.needs_flush() || turn.is_over() {
                 break true;
             }
             let Some((index, run)) = self.pages.take_run(RUN_PAGES) else { break false };
@@ -169,6 +171,7 @@ impl RamSource {
                 normal += u64::from(sent == Sent::Whole);
             }
             self.pages.sent(run.len as u64);
+            turn.work(pages_of(run));
         };
         if let Some(xbzrle) = xbzrle {
             xbzrle.tell(statistics);
@@ -221,7 +224,7 @@ impl RamSource {
     ) -> Result<()> {
         for (index, block) in self.pages.blocks().iter().enumerate() {
             let Some(refused) = block.refused() else { continue };
-            let mut from = 0;
+            let (mut from, mut turn) = (0, Turn::new());
             while let Some(run) = refused.take_next_run(from, RUN_PAGES) {
                 let zeros = block.zero_pages(run)?;
                 for page in run.start..run.end() {
@@ -234,6 +237,9 @@ impl RamSource {
                 statistics.normal.add(run.len as u64 - zero);
                 self.pages.sent(run.len as u64);
                 from = run.end();
+                if turn.work(pages_of(run)) {
+                    turn.give_way().await;
+                }
             }
         }
         Ok(())
@@ -251,7 +257,7 @@ impl RamSource {
     ) -> Result<()> {
         for (index, block) in self.pages.blocks().iter().enumerate() {
             let Some(zeros) = block.zeros() else { continue };
-            let mut from = 0;
+            let (mut from, mut turn) = (0, Turn::new());
             while let Some(run) = zeros.take_next_run(from, RUN_PAGES) {
                 for page in run.start..run.end() {
                     out.make_room().await?;
@@ -261,10 +267,18 @@ impl RamSource {
                 statistics.duplicate.add(run.len as u64);
                 self.pages.sent(run.len as u64);
                 from = run.end();
+                if turn.work(pages_of(run)) {
+                    turn.give_way().await;
+                }
             }
         }
         Ok(())
     }
+}
+
+/// What a turn is told of a run that is no longer than [`RUN_PAGES`].
+fn pages_of(run: Run) -> u32 {
+    u32::try_from(run.len).unwrap_or(u32::MAX)
 }
 
 /// A page to be sent, and where its bytes are.

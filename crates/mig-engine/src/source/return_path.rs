@@ -8,7 +8,10 @@ use mig_stream::StreamReader;
 use tokio::sync::{Notify, watch};
 
 use super::heartbeat::Answered;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    turn::Turn,
+};
 
 /// What the destination decided, or why it will never be known.
 #[derive(Debug)]
@@ -77,11 +80,15 @@ impl ReturnPath {
     ///
     /// Cancel safe: messages are taken whole, and a verdict is kept by the rules.
     pub(crate) async fn verdict(&mut self) -> Result<Verdict> {
+        let mut turn = Turn::new();
         loop {
             match self.rules.shut_status() {
                 Some(0) => return Ok(Verdict::Succeeded),
                 Some(status) => return Ok(Verdict::Failed(status)),
                 None => {}
+            }
+            if turn.work(1) {
+                turn.give_way().await;
             }
             if self.reader.buffer().is_empty() && self.reader.fill().await? == 0 {
                 self.decoder.finish()?;

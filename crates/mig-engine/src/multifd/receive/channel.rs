@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     handle::Shared,
+    turn::Turn,
 };
 
 /// See the module.
@@ -103,11 +104,14 @@ impl DataChannel {
         let mut pages = Pages::default();
         // The hello was read before.
         let mut counted = 0;
+        let mut turn = Turn::new();
         while let Some(kind) = self.next_head().await? {
             match kind {
                 HeadKind::Ram => self.ram_packet(&mut memory, &mut pages, &mut counted).await?,
                 HeadKind::DeviceState => self.device_state(&mut counted).await?,
             }
+            // A MiB of packets with nothing but zero pages waits for nothing.
+            turn.pause().await;
         }
         if self.reader.position() == Hello::LEN as u64 {
             return Ok(());

@@ -21,6 +21,7 @@ use crate::{
     multifd::{lane::thread_cpu, packer::Packer},
     parameters::ZeroPageDetection,
     source::pages::{Batch, Block},
+    turn::Turn,
 };
 
 struct SendChannel {
@@ -81,9 +82,12 @@ impl SendChannel {
     async fn pass(&mut self) -> Result<()> {
         let common = Arc::clone(&self.common);
         self.out.set_urgent(common.is_urgent());
+        let mut turn = Turn::new();
         while !common.is_held() && common.pages.take_batch(&mut self.batch, PACKET_PAGES) {
             self.send_batch(&common.pages.blocks()[self.batch.block]).await?;
             common.add_cpu(self.cpu.more());
+            // A batch of zero pages waits for nothing.
+            turn.pause().await;
         }
         Ok(())
     }
