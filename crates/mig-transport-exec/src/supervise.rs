@@ -9,8 +9,8 @@ use crate::{
     leader::Leader,
 };
 
-/// Between SIGTERM and SIGKILL.
-const KILL_GRACE: Duration = Duration::from_millis(100);
+/// Between SIGTERM and SIGKILL: half of what a cancel may take.
+const KILL_GRACE: Duration = Duration::from_millis(50);
 /// For a command whose channel was dropped: it sees the end of its stdin, or a broken pipe, and may pass on what it holds.
 const RELEASE_GRACE: Duration = Duration::from_secs(1);
 /// For the last words of a group that was killed.
