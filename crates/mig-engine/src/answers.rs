@@ -73,6 +73,10 @@ impl Answers {
                 }
                 Ask::Pong(value) => self.say(&Message::Pong { value })?,
             }
+            // One read can bring more questions than the writer has room for answers.
+            if let Some(writer) = &mut self.writer {
+                writer.make_room().await?;
+            }
         }
         if let Some(writer) = &mut self.writer {
             writer.flush().await?;

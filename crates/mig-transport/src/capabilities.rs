@@ -21,6 +21,10 @@ pub struct Capabilities {
     /// Between the ends somebody carries the bytes who may lose some of them and still end the channel in order: a command, a
     /// pipe. That it ended is then no word of the other end.
     pub relayed: bool,
+    /// The channel ends for its reader only when the other end has said so itself, in a way that nobody else can, and that
+    /// arrives behind everything it had said before (TLS: close_notify). Without, an end of input that follows an error of
+    /// writing may be what is left of a broken connection.
+    pub announced_ends: bool,
 }
 
 impl Capabilities {
@@ -35,6 +39,7 @@ impl Capabilities {
             direct_ram_writes: false,
             storage: false,
             relayed: false,
+            announced_ends: false,
         }
     }
 

@@ -28,7 +28,7 @@ use crate::{
         memory::{Stored, StoredMemory, load},
     },
     source::{
-        AFTERMATH, CONNECTING, Progress, ReturnPath, VERDICT, Verdict, check_several_channels,
+        CONNECTING, Progress, ReturnPath, VERDICT, Verdict, Writing, check_several_channels,
         connect, ended_by_whom, said_too_early, who_is_silent,
     },
     statistics::MigrationInfo,
@@ -317,7 +317,7 @@ impl Replayer {
             // Blocks are not known yet. Nobody may ask a stored stream for pages anyway.
             true => Some(ReturnPath::new(
                 stream.return_reader()?,
-                capabilities.relayed,
+                capabilities,
                 Vec::new(),
                 u64::from(self.options.stream.target_page_size.bytes()),
             )?),
@@ -374,7 +374,8 @@ impl Session<'_> {
             Some(answers) => {
                 self.send_and_listen(answers, acknowledgement).await?;
                 // The destination has everything; how the channel ends says nothing any more.
-                let ended = tokio::time::timeout(AFTERMATH, self.writer.finish()).await;
+                let until = self.progress.owed_until();
+                let ended = tokio::time::timeout_at(until, self.writer.finish()).await;
                 tracing::debug!(?ended, "after the verdict");
                 true
             }
@@ -417,23 +418,27 @@ impl Session<'_> {
         let early = {
             let mut sending = std::pin::pin!(self.send());
             tokio::select! {
+                // In this order: a failure of writing is known before what is heard is judged by it.
+                biased;
                 sent = &mut sending => Err(sent),
                 verdict = answers.verdict() => match verdict {
-                    Ok(Verdict::Succeeded) if progress.owner() != Owner::Source => {
-                        progress.set_owner(Owner::Destination);
-                        // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody
-                        // reads it is no failure any more.
-                        let rest = tokio::time::timeout(AFTERMATH, sending).await;
-                        tracing::debug!(?rest, "after the verdict");
-                        Ok(Ok(Verdict::Succeeded))
+                    Ok(verdict) => {
+                        let owner = progress.settle(Writing::Well, &verdict);
+                        if owner == Owner::Destination {
+                            // Legal before the last byte (docs/wire/stream.md §7). The rest is still owed; that nobody
+                            // reads it is no failure any more.
+                            let rest = tokio::time::timeout_at(progress.owed_until(), sending).await;
+                            tracing::debug!(?rest, "after the verdict");
+                        }
+                        Ok(Ok((verdict, owner)))
                     }
                     Err(silence) => Ok(Err(who_is_silent(silence, sending).await)),
-                    verdict => Ok(verdict),
                 }
             }
         };
         match early {
-            Ok(verdict) => self.decide(verdict),
+            Ok(Ok((verdict, owner))) => self.decide(verdict, owner),
+            Ok(Err(error)) => Err(error.at(self.writer.position())),
             Err(Ok(())) => {
                 self.shared.waits_for(VERDICT);
                 let verdict = within::<_, Error>(
@@ -443,35 +448,47 @@ impl Session<'_> {
                 )
                 .await
                 .map_err(|error| error.ran_out(Wait::Acknowledgement))?;
-                self.decide(Ok(verdict))
+                let owner = progress.settle(Writing::of(&self.writer), &verdict);
+                self.decide(verdict, owner)
             }
             // The link's word for a destination that gave up is "broken pipe"; its own may be on the way.
             Err(Err(error)) if error.blame() == Blame::Io => {
-                match tokio::time::timeout(LAST_WORDS, answers.verdict()).await {
-                    Ok(Ok(Verdict::Succeeded)) => self.decide(Ok(Verdict::Succeeded)),
-                    Ok(Ok(verdict)) => Err(self.refused(Ok(verdict)).caused_by(error)),
-                    // A transport's own reason (a TLS alert) says more than that writing failed; silence says less.
-                    Ok(Err(heard)) if !matches!(heard.blame(), Blame::Io | Blame::Deadline) => {
-                        Err(heard.caused_by(error))
-                    }
-                    Ok(Err(_)) | Err(_) => Err(error),
-                }
+                self.last_words(&mut answers, error).await
             }
             Err(Err(error)) => Err(error),
         }
     }
 
+    /// Sending failed by `error`. Listens once more for what the destination has to say.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn last_words(&mut self, answers: &mut ReturnPath, error: Error) -> Result<()> {
+        match tokio::time::timeout(LAST_WORDS, answers.verdict()).await {
+            Ok(Ok(verdict)) => {
+                let owner = self.progress.settle(Writing::of(&self.writer), &verdict);
+                match (&verdict, owner) {
+                    (Verdict::Succeeded, _) => self.decide(verdict, owner),
+                    // How it ended says nothing that the error does not.
+                    (Verdict::Ended(_), Owner::Unknown) => Err(error),
+                    _ => Err(self.refused(&verdict, owner).caused_by(error)),
+                }
+            }
+            // A transport's own reason (a TLS alert) says more than that writing failed; silence says less.
+            Ok(Err(heard)) if !matches!(heard.blame(), Blame::Io | Blame::Deadline) => {
+                Err(heard.caused_by(error))
+            }
+            Ok(Err(_)) | Err(_) => Err(error),
+        }
+    }
+
     /// What the destination's word means.
-    fn decide(&self, verdict: Result<Verdict>) -> Result<()> {
-        match verdict {
-            Ok(Verdict::Succeeded) if self.progress.owner() == Owner::Source => {
-                Err(said_too_early())
-            }
-            Ok(Verdict::Succeeded) => {
-                self.progress.set_owner(Owner::Destination);
-                self.reached_device()
-            }
-            refused => Err(self.refused(refused)),
+    fn decide(&self, verdict: Verdict, owner: Owner) -> Result<()> {
+        match (verdict, owner) {
+            (Verdict::Succeeded, Owner::Destination) => self.reached_device(),
+            (Verdict::Succeeded, _) => Err(said_too_early()),
+            (refused, owner) => Err(self.refused(&refused, owner)),
         }
     }
 
@@ -565,20 +582,14 @@ impl Session<'_> {
         statistics.total.set(self.cutter.total);
     }
 
-    /// The destination did not take the guest.
-    fn refused(&self, verdict: Result<Verdict>) -> Error {
+    /// The destination did not take the guest, or nobody can know.
+    fn refused(&self, verdict: &Verdict, owner: Owner) -> Error {
         let sent = self.writer.position();
-        if matches!(verdict, Ok(Verdict::Failed(_) | Verdict::Closed)) {
-            self.progress.set_owner(Owner::Source);
-        }
-        let how = match verdict {
-            Ok(Verdict::Failed(status)) => format!("gave up (SHUT {status})"),
-            Ok(Verdict::Ended) if self.progress.owner() == Owner::Unknown => {
-                return ended_by_whom().at(sent);
-            }
-            Ok(Verdict::Closed | Verdict::Ended) => "closed the channel without a verdict".into(),
-            Ok(Verdict::Succeeded) => "contradicted itself".into(),
-            Err(error) => return error.at(sent),
+        let how = match (verdict, owner) {
+            (Verdict::Ended(end), Owner::Unknown) => return ended_by_whom(*end).at(sent),
+            (Verdict::Failed(status), _) => format!("gave up (SHUT {status})"),
+            (Verdict::Ended(_), _) => "closed the channel without a verdict".into(),
+            (Verdict::Succeeded, _) => "contradicted itself".into(),
         };
         let section = match &self.cutter.section {
             Some(section) => format!(", at or before section \"{section}\""),

@@ -16,7 +16,7 @@ use std::{
 
 use mig_transport::Blame;
 
-use super::{AFTERMATH, Progress, ReturnPath, Verdict};
+use super::{End, Job, Progress, ReturnPath, Verdict, Writing};
 use crate::error::{Error, Owner, Result};
 
 /// How long a destination's last words are waited for after the link broke.
@@ -29,39 +29,43 @@ const SAME_TIME: Duration = Duration::from_millis(500);
 ///
 /// # Cancel safety
 ///
-/// As that of `send`.
+/// Not cancel safe: give the migration up.
 pub(super) async fn send_listening(
-    send: impl Future<Output = Result<()>>,
+    job: &mut Job<'_>,
     back: &mut ReturnPath,
     progress: &Progress,
 ) -> Result<()> {
-    let mut send = pin!(send);
-    let sent = tokio::select! {
-        biased;
-        sent = &mut send => sent,
-        verdict = back.verdict() => {
-            let verdict = match verdict {
-                Err(silence) => return Err(who_is_silent(silence, send.as_mut()).await),
-                Ok(verdict) => verdict,
-            };
-            decide(verdict, progress)?;
-            // It may say so before we have written the description that follows the end. The rest is still owed; that
-            // nobody reads it is no failure any more.
-            let rest = tokio::time::timeout(AFTERMATH, send).await;
-            tracing::debug!(?rest, "after the verdict");
-            return Ok(());
+    let sent = {
+        let mut send = pin!(job.send());
+        tokio::select! {
+            // In this order: a failure of writing is known before what is heard is judged by it.
+            biased;
+            sent = &mut send => sent,
+            verdict = back.verdict() => {
+                let verdict = match verdict {
+                    Err(silence) => return Err(who_is_silent(silence, send.as_mut()).await),
+                    Ok(verdict) => verdict,
+                };
+                decide(verdict, Writing::Well, progress)?;
+                // It may say so before we have written the description that follows the end. The rest is still owed;
+                // that nobody reads it is no failure any more.
+                let rest = tokio::time::timeout_at(progress.owed_until(), send).await;
+                tracing::debug!(?rest, "after the verdict");
+                return Ok(());
+            }
         }
     };
     let Err(error) = sent else { return Ok(()) };
+    let writing = Writing::of(&job.out);
     // A write that failed is often the echo of a destination that hung up after it said why.
     match tokio::time::timeout(LAST_WORDS, back.verdict()).await {
         Ok(Ok(verdict @ (Verdict::Succeeded | Verdict::Failed(_)))) => {
             // What broke on the way there may be what it gave up for.
-            decide(verdict, progress).map_err(|told| told.caused_by(error))
+            decide(verdict, writing, progress).map_err(|told| told.caused_by(error))
         }
-        Ok(Ok(Verdict::Closed)) => {
-            // Closed in order and without a word: it never started the guest, however much was sent.
-            progress.set_owner(Owner::Source);
+        Ok(Ok(ended @ Verdict::Ended(_))) => {
+            let owner = progress.settle(writing, &ended);
+            tracing::debug!(?ended, ?writing, ?owner, "sending failed, and the way back ended");
             Err(error)
         }
         // A transport's own reason (a TLS alert) says more than that writing failed; silence says less.
@@ -101,45 +105,39 @@ pub(crate) fn said_too_early() -> Error {
     )
 }
 
-/// A relayed channel ended after everything was sent: the verdict may be what was lost.
-pub(crate) fn ended_by_whom() -> Error {
-    Error::new(
-        Blame::Io,
-        "what carries the channel (a command, a pipe) ended it, and a verdict of the destination may have been lost there",
-    )
+/// The way back ended after everything was sent, and perhaps without the destination: the verdict may be what was lost.
+pub(crate) fn ended_by_whom(end: End) -> Error {
+    let what = match end {
+        End::Relayed => {
+            "what carries the channel (a command, a pipe) ended it, and a verdict of the destination may have been lost there"
+        }
+        End::Announced | End::Orderly => {
+            "the connection broke, and a verdict of the destination may have been lost with it"
+        }
+    };
+    Error::new(Blame::Io, what)
 }
 
 /// What a verdict means for the guest.
-pub(super) fn decide(verdict: Verdict, progress: &Progress) -> Result<()> {
-    match verdict {
+pub(super) fn decide(verdict: Verdict, writing: Writing, progress: &Progress) -> Result<()> {
+    let owner = progress.settle(writing, &verdict);
+    let refused = match (verdict, owner) {
+        (Verdict::Succeeded, Owner::Destination) => return Ok(()),
         // The end has not left yet: nobody can have everything, and the guest may still be running here.
-        Verdict::Succeeded if progress.owner() == Owner::Source => Err(said_too_early()),
-        Verdict::Succeeded => {
-            progress.set_owner(Owner::Destination);
-            Ok(())
-        }
-        Verdict::Failed(status) => {
-            progress.set_owner(Owner::Source);
-            Err(Error::new(
-                Blame::PeerIncompatible,
-                format!(
-                    "the destination gave up (SHUT {status}); its own log or standard error says why"
-                ),
-            ))
-        }
-        Verdict::Closed => {
-            progress.set_owner(Owner::Source);
-            Err(Error::new(
-                Blame::PeerIncompatible,
-                "the destination closed the connection without a verdict: it gave up, and its own log or standard \
-                 error says why",
-            ))
-        }
-        Verdict::Ended if progress.owner() == Owner::Unknown => Err(ended_by_whom()),
-        Verdict::Ended => Err(Error::new(
-            Blame::PeerIncompatible,
+        (Verdict::Succeeded, _) => return Err(said_too_early()),
+        (Verdict::Ended(end), Owner::Unknown) => return Err(ended_by_whom(end)),
+        (Verdict::Failed(status), _) => format!(
+            "the destination gave up (SHUT {status}); its own log or standard error says why"
+        ),
+        (Verdict::Ended(End::Relayed), _) => {
             "what carries the channel (a command, a pipe) ended it without a verdict: the destination gave up, and its own \
-             log or standard error says why, or the command lost its connection",
-        )),
-    }
+             log or standard error says why, or the command lost its connection"
+                .into()
+        }
+        (Verdict::Ended(_), _) => {
+            "the destination closed the connection without a verdict: it gave up, and its own log or standard error says why"
+                .into()
+        }
+    };
+    Err(Error::new(Blame::PeerIncompatible, refused))
 }

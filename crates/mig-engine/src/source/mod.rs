@@ -15,6 +15,7 @@ mod brake;
 mod convergence;
 mod heartbeat;
 mod listening;
+mod ownership;
 pub(crate) mod pages;
 mod progress;
 pub(crate) mod ram;
@@ -51,8 +52,9 @@ use self::{
 };
 pub(crate) use self::{
     listening::{ended_by_whom, said_too_early, who_is_silent},
+    ownership::Writing,
     progress::Progress,
-    return_path::{ReturnPath, Verdict},
+    return_path::{End, ReturnPath, Verdict},
 };
 use crate::{
     blockers::Blockers,
@@ -81,7 +83,7 @@ pub(crate) const PART_TIME: Duration = Duration::from_millis(50);
 /// messages go to and fro.
 const WINDOW_TIME: Duration = Duration::from_secs(1);
 
-/// How long a destination that has everything may take over what is still owed to it.
+/// How long a destination that has everything may take over what is still owed to it, from its verdict on.
 pub(crate) const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// What a source waits for first,
@@ -285,7 +287,7 @@ impl Source {
         let mut back = match self.capabilities.return_path {
             true => Some(ReturnPath::new(
                 stream.return_reader()?,
-                stream.capabilities().relayed,
+                stream.capabilities(),
                 self.return_path_blocks()?,
                 PAGE_SIZE as u64,
             )?),
@@ -325,7 +327,7 @@ impl Source {
         };
         let sent = match &mut back {
             None => job.send().await,
-            Some(back) => send_listening(job.send(), back, progress).await,
+            Some(back) => send_listening(&mut job, back, progress).await,
         };
         sent.map_err(|error| error.on(name.as_str()))?;
         let confirmed = match &mut back {
@@ -341,7 +343,8 @@ impl Source {
                     )
                     .on(&name)
                 })?;
-                decide(verdict?, progress).map_err(|error| error.on(name.as_str()))?;
+                decide(verdict?, Writing::of(&job.out), progress)
+                    .map_err(|error| error.on(name.as_str()))?;
                 true
             }
         };
@@ -349,13 +352,14 @@ impl Source {
             shared.statistics.downtime_us.set_micros(stopped.elapsed());
         }
         // Before the verdict the far end might take the end of our stream for a lost source.
-        let finished = job.out.finish().await;
-        if !confirmed {
-            finished?;
+        if confirmed {
+            // The destination has everything; how the channel ends says nothing any more.
+            let ended = tokio::time::timeout_at(progress.owed_until(), job.out.finish()).await;
+            tracing::debug!(?ended, "after the verdict");
+        } else {
+            job.out.finish().await?;
             // Nobody can say more than this: it has left us in good order.
-            progress.set_owner(Owner::Destination);
-        } else if let Err(error) = finished {
-            tracing::debug!(%error, "the destination hung up first");
+            progress.let_go();
         }
         hang_up.spare();
         Ok(confirmed)

@@ -5,6 +5,7 @@ use mig_proto::{
     return_path::{ReturnPathDecoder, SourceBlock, SourceEvent, SourceReturnPath},
 };
 use mig_stream::StreamReader;
+use mig_transport::Capabilities;
 use tokio::sync::{Notify, watch};
 
 use super::heartbeat::Answered;
@@ -20,18 +21,37 @@ pub(crate) enum Verdict {
     Succeeded,
     /// SHUT with another status: it gave up, and never started the guest.
     Failed(u32),
-    /// It closed in order without a SHUT. A destination says SHUT before it starts a guest, and what it said arrives
-    /// before its end of stream: so it never started this one.
-    Closed,
-    /// The channel ended in order without a SHUT, and somebody between the ends may have ended it, with a SHUT on its way
-    /// (`Capabilities::relayed`).
-    Ended,
+    /// The way back ended in order, without a SHUT. A destination says SHUT before it starts a guest, and what it said
+    /// arrives before its end of stream: if that end is its own, it never started this one.
+    Ended(End),
+}
+
+/// Whose word it is that the way back ended; what it means for the guest is in [`ownership`](super::ownership).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The destination's own, whatever became of the connection (`Capabilities::announced_ends`).
+    Announced,
+    /// That of the destination's kernel, unless this is how ours shows the remains of a connection that broke.
+    Orderly,
+    /// Perhaps of somebody between the ends, with a SHUT on its way (`Capabilities::relayed`).
+    Relayed,
+}
+
+impl End {
+    /// How a channel of this kind ends.
+    fn of(capabilities: Capabilities) -> Self {
+        match capabilities {
+            Capabilities { announced_ends: true, .. } => Self::Announced,
+            Capabilities { relayed: true, .. } => Self::Relayed,
+            _ => Self::Orderly,
+        }
+    }
 }
 
 /// Reads the return path to its end (docs/wire/stream.md §7).
 pub(crate) struct ReturnPath {
     reader: StreamReader,
-    relayed: bool,
+    end: End,
     decoder: ReturnPathDecoder,
     rules: SourceReturnPath,
     pub(crate) switchover_ack: Notify,
@@ -40,10 +60,10 @@ pub(crate) struct ReturnPath {
 }
 
 impl ReturnPath {
-    /// Of a channel that is `relayed` its end says nothing about the destination.
+    /// Of a channel with these capabilities.
     pub(crate) fn new(
         reader: StreamReader,
-        relayed: bool,
+        capabilities: Capabilities,
         blocks: Vec<SourceBlock>,
         page_size: u64,
     ) -> Result<Self> {
@@ -51,7 +71,7 @@ impl ReturnPath {
             .map_err(|error| Error::misuse(error.to_string()))?;
         Ok(Self {
             reader,
-            relayed,
+            end: End::of(capabilities),
             decoder: ReturnPathDecoder::new(),
             rules,
             switchover_ack: Notify::new(),
@@ -92,7 +112,7 @@ impl ReturnPath {
             }
             if self.reader.buffer().is_empty() && self.reader.fill().await? == 0 {
                 self.decoder.finish()?;
-                return Ok(if self.relayed { Verdict::Ended } else { Verdict::Closed });
+                return Ok(Verdict::Ended(self.end));
             }
             let mut input = self.reader.buffer();
             let before = input.len();

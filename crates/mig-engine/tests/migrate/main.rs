@@ -25,6 +25,7 @@ mod multifd_source_faults;
 mod multifd_source_stored;
 mod multifd_source_wire;
 mod multifd_wire;
+mod reset;
 mod scripted;
 mod spawned;
 mod stored;

@@ -45,16 +45,17 @@ impl Diary {
     }
 }
 
-/// A guest with two devices.
+/// A guest with two devices, and more where they are wanted.
 pub(crate) struct TestGuest {
     pub(crate) diary: Diary,
     pub(crate) machine: &'static str,
     pub(crate) refuses: Option<&'static str>,
+    pub(crate) more_devices: usize,
 }
 
 impl TestGuest {
     pub(crate) fn new(diary: &Diary) -> Self {
-        Self { diary: diary.clone(), machine: "test-1.0", refuses: None }
+        Self { diary: diary.clone(), machine: "test-1.0", refuses: None, more_devices: 0 }
     }
 }
 
@@ -75,14 +76,18 @@ impl Guest for TestGuest {
 
     fn save_devices(&mut self) -> Result<Vec<DeviceSection>, GuestError> {
         self.diary.note("save");
+        let more = (0..self.more_devices).map(|number| format!("more-{number}"));
         Ok(["clock", "disk"]
+            .map(String::from)
+            .into_iter()
+            .chain(more)
             .map(|idstr| DeviceSection {
-                idstr: idstr.into(),
+                payload: idstr.repeat(50).into_bytes(),
+                idstr,
                 instance_id: 0,
                 version_id: 3,
-                payload: idstr.repeat(50).into_bytes(),
             })
-            .into())
+            .collect())
     }
 
     fn load_device(&mut self, section: &DeviceSection) -> Result<(), GuestError> {
@@ -142,6 +147,14 @@ impl Pair {
         let destination_diary = Diary::default();
         let guest = TestGuest::new(&destination_diary);
         Self::with_destination_guest(guest)
+    }
+
+    /// With so many devices beside the usual ones.
+    pub(crate) fn with_more_devices(more_devices: usize) -> Self {
+        let mut pair = Self::new();
+        let guest = TestGuest { more_devices, ..TestGuest::new(&pair.source_diary) };
+        pair.source = Source::new(pair.source_ram.clone(), Box::new(guest));
+        pair
     }
 
     pub(crate) fn with_destination_guest(guest: TestGuest) -> Self {

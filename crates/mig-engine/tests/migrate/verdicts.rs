@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use mig_engine::Owner;
-use mig_proto::state::MigrationStatus;
+use mig_engine::{Deadlines, Owner};
+use mig_proto::{Command, Configuration, encode, state::MigrationStatus};
 use mig_transport::{Blame, Channel, ChannelParts};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf};
 
-use crate::support::{Diary, Half, Pair, Ready, TestGuest, channels, one_way};
+use crate::support::{Arriving, Diary, Half, Pair, Ready, TestGuest, channels, one_way};
 
 #[tokio::test(start_paused = true)]
 async fn a_device_that_does_not_fit_leaves_the_guest_with_its_source() {
@@ -333,4 +333,64 @@ async fn a_destination_that_refuses_reads_on_until_its_source_has_heard_it() {
     assert!(received.unwrap_err().to_string().contains("clock"));
     assert!(sent.unwrap_err().to_string().contains("SHUT 1"));
     assert!(pair.source_diary.runs());
+}
+
+/// Of the ten seconds that docs/deadlines.md allows for what is still owed, the description and the end share.
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_neither_reads_nor_hangs_up_after_its_yes_is_left_soon() {
+    let mut pair = Pair::new();
+    let mut deadlines = Deadlines::default();
+    deadlines.idle = None;
+    pair.source = pair.source.with_deadlines(deadlines);
+    let (out, mut far) = mig_testkit::memory_pair(4);
+    let connector = Ready::new(out);
+    let mut sender = far.take_sender().unwrap();
+    let mut receiver = far.take_receiver().unwrap();
+    let destination = async move {
+        let mut all = Vec::new();
+        // The footer of globalstate, the fourth section, and the EOF.
+        while !all.ends_with(&[0x7e, 0, 0, 0, 4, 0]) {
+            all.push(receiver.read_u8().await.unwrap());
+        }
+        sender.write_all(&[0, 1, 0, 4, 0, 0, 0, 0]).await.unwrap();
+        let said = tokio::time::Instant::now();
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        (said, sender, receiver)
+    };
+    let migrating = async {
+        let outcome = pair.source.run(&connector).await;
+        (outcome, tokio::time::Instant::now())
+    };
+    let ((outcome, ended), (said, ..)) = tokio::join!(migrating, destination);
+    assert!(outcome.unwrap().confirmed);
+    assert!(ended - said <= Duration::from_secs(10), "{:?}", ended - said);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_questions_than_fit_one_list_of_answers_are_answered() {
+    const PINGS: u32 = 20_000;
+    let mut pair = Pair::new();
+    let (mut far, near) = mig_testkit::memory_pair(1 << 20);
+    let mut listener = Arriving::new([near]);
+    let source = async move {
+        let mut sender = far.take_sender().unwrap();
+        let mut receiver = far.take_receiver().unwrap();
+        let mut all = encode::FILE_HEADER.to_vec();
+        encode::configuration(&mut all, &Configuration::new(b"test-1.0").unwrap());
+        encode::command(&mut all, &Command::OpenReturnPath);
+        for value in 0..PINGS {
+            encode::command(&mut all, &Command::Ping(value));
+        }
+        sender.write_all(&all).await.unwrap();
+        let mut pongs = vec![0; 8 * PINGS as usize];
+        receiver.read_exact(&mut pongs).await.unwrap();
+        // Only now, as it would be answered with a failure.
+        drop(sender);
+        pongs
+    };
+    let (received, pongs) = tokio::join!(pair.destination.run(&mut listener), source);
+    assert_eq!(received.unwrap_err().blame(), Blame::PeerMisbehaved);
+    for (value, pong) in (0..PINGS).zip(pongs.chunks(8)) {
+        assert_eq!(pong, [[0, 2, 0, 4], value.to_be_bytes()].concat());
+    }
 }

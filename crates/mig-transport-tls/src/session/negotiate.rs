@@ -90,8 +90,9 @@ pub(crate) async fn negotiate_link(
     let capabilities = channel.capabilities().with(|can| {
         can.fd_passing = false;
         can.zero_copy = false;
-        // Nobody between the ends can announce an end.
+        // Nobody between the ends can announce an end, and only a destination reads one that was not announced.
         can.relayed = false;
+        can.announced_ends = role == Role::Source;
     });
     let beginning = begin(&endpoint)?;
     let doing = || format!("TLS handshake with {}", other_end(&endpoint));
