@@ -5,7 +5,7 @@
 //!                      │ failed, refused, too late, one too many: logged, closed
 //! ```
 //! Handshakes run beside accepting, each with its deadline, so whoever is slow or silent delays nobody; see
-//! [`handshakes`] for who goes when there is one too many. A failure is logged with its reason and listening goes on
+//! [`handshakes`] for who goes when there is one too many, and when nobody is accepted because all are too new to go. A failure is logged with its reason and listening goes on
 //! (docs/wire/transports.md §5.3); over a transport that has one connection only (fd, exec) it is the answer.
 //!
 //! They run inside `accept` and nowhere else: no task is left behind, and while nobody accepts nothing happens. What accepts
@@ -13,7 +13,12 @@
 
 mod handshakes;
 
-use std::{future::poll_fn, sync::Arc, task::Poll};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+};
 
 use async_trait::async_trait;
 use mig_transport::{Channel, Error, Listener, LogLimit, Result};
@@ -94,6 +99,8 @@ impl TlsListener {
 /// What `accept` goes on with.
 enum Event {
     Came(Result<Channel>),
+    /// There is room again.
+    Room,
     Agreed(Result<Channel>, String),
 }
 
@@ -116,6 +123,13 @@ impl Listener for TlsListener {
             let event = if no_more && !handshakes.is_empty() {
                 let (outcome, peer) = poll_fn(|cx| handshakes.poll(cx)).await;
                 Event::Agreed(outcome, peer)
+            } else if let Some(until) = handshakes.full_until() {
+                let mut room = pin!(tokio::time::sleep_until(until));
+                poll_fn(|cx| match handshakes.poll(cx) {
+                    Poll::Ready((outcome, peer)) => Poll::Ready(Event::Agreed(outcome, peer)),
+                    Poll::Pending => room.as_mut().poll(cx).map(|()| Event::Room),
+                })
+                .await
             } else {
                 let mut accepting = inner.accept();
                 poll_fn(|cx| match handshakes.poll(cx) {
@@ -130,6 +144,7 @@ impl Listener for TlsListener {
                     tokio::task::yield_now().await;
                 }
                 Event::Came(Err(error)) => self.exhausted = Some(error),
+                Event::Room => {}
                 Event::Agreed(Ok(channel), _) => return Ok(channel),
                 Event::Agreed(Err(error), _) if self.had_only_one => return Err(error),
                 Event::Agreed(Err(error), peer) => {

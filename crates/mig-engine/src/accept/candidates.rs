@@ -7,6 +7,10 @@
 //! A source speaks as soon as it is connected, so it needs its seat for a moment only. Whoever comes beyond the last seat
 //! gets one, and somebody of the largest crowd loses theirs: a flood pushes out itself, and not somebody else. From as many
 //! neighbourhoods as there are seats every crowd is of one: then those who have said nothing yet go first.
+//!
+//! Nobody loses a seat within [`NEWCOMER_GRACE`] of connecting while somebody is missing: a source from the flood's own address may be
+//! among them, its words on their way. Where all of the largest crowd are that new,
+//! [`full_until`](Candidates::full_until) says when there is a seat again, and nobody is accepted before.
 
 use std::{
     sync::{
@@ -16,9 +20,12 @@ use std::{
     time::Duration,
 };
 
-use mig_transport::{Channel, LogLimit, Peer, who_makes_room};
+use mig_transport::{Channel, LogLimit, NEWCOMER_GRACE, Peer, who_makes_room};
 use rustix::process::{Resource, getrlimit};
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::{
+    task::{AbortHandle, Id, JoinSet},
+    time::Instant,
+};
 
 use super::look::{Arrival, look_at};
 use crate::error::{Error, Result};
@@ -52,6 +59,8 @@ struct Seat {
     handle: AbortHandle,
     from: Peer,
     spoke: Arc<AtomicBool>,
+    /// Until then it stays, whoever comes.
+    safe_until: Instant,
 }
 
 impl Candidates {
@@ -86,7 +95,20 @@ impl Candidates {
         self.tasks.len() < self.most + LEAVING
     }
 
-    /// Looks at a new one beside the others, in somebody's place if need be.
+    /// When one more may be accepted, if not now. Once nobody is missing, whoever comes is no source, and neither are those
+    /// who are here.
+    pub(super) fn full_until(&self) -> Option<Instant> {
+        if self.seats.len() < self.most || self.most < self.all_seats {
+            return None;
+        }
+        let now = Instant::now();
+        let (at, _) = self.whose_turn(now)?;
+        let until = self.seats[at].safe_until;
+        (until > now).then_some(until)
+    }
+
+    /// Looks at a new one beside the others, in somebody's place if need be: ask [`full_until`](Self::full_until) before one
+    /// comes.
     pub(super) fn seat(&mut self, channel: Channel, first_byte: Duration) {
         while self.seats.len() >= self.most {
             self.make_room();
@@ -94,14 +116,21 @@ impl Candidates {
         let from = channel.peer().neighbourhood();
         let spoke = Arc::<AtomicBool>::default();
         let handle = self.tasks.spawn(look_at(channel, first_byte, Arc::clone(&spoke)));
-        self.seats.push(Seat { task: handle.id(), handle, from, spoke });
+        let safe_until = Instant::now() + NEWCOMER_GRACE;
+        self.seats.push(Seat { task: handle.id(), handle, from, spoke, safe_until });
+    }
+
+    /// Who makes room, and how many its crowd has.
+    fn whose_turn(&self, now: Instant) -> Option<(usize, usize)> {
+        // The first is the oldest.
+        let seats = self.seats.iter();
+        who_makes_room(seats.map(|seat| {
+            (seat.from, seat.spoke.load(Ordering::Relaxed), seat.safe_until > now)
+        }))
     }
 
     fn make_room(&mut self) {
-        // The first is the oldest.
-        let seats = self.seats.iter();
-        let seats = seats.map(|seat| (seat.from, seat.spoke.load(Ordering::Relaxed), ()));
-        let Some((at, largest)) = who_makes_room(seats) else { return };
+        let Some((at, largest)) = self.whose_turn(Instant::now()) else { return };
         let seat = self.seats.remove(at);
         seat.handle.abort();
         if let Some(unsaid) = self.log.say() {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Candidates are looked at side by side, so a stranger delays nobody; at most [`MAX_CANDIDATES`] of them wait at a
-//! time, and a newcomer gets the seat of the oldest of the largest crowd. Of whom was dropped a few lines are logged and then
+//! time, and one more gets the seat of the oldest of the largest crowd, unless all of it connected a moment ago. Of whom was dropped a few lines are logged and then
 //! a number. A transport with one channel only (fd, exec, file) has no strangers: what comes over it is the answer, and if
 //! that is no migration stream, the error says so.
 //!
@@ -24,6 +24,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mig_stream::{IdleClock, Stream, StreamReader, within};
 use mig_transport::{Blame, Listener, LogLimit};
+use tokio::time::{Instant, sleep_until};
 
 pub use self::candidates::MAX_CANDIDATES;
 pub(crate) use self::look::Accepted;
@@ -252,6 +253,7 @@ impl<'a> Acceptor<'a> {
     async fn next(&mut self) -> Result<Arrival> {
         let mut turns = 0;
         loop {
+            let full_until = self.candidates.full_until();
             tokio::select! {
                 biased;
                 Some(looked_at) = self.candidates.next(), if !self.candidates.is_empty() => {
@@ -265,7 +267,7 @@ impl<'a> Acceptor<'a> {
                     }
                 }
                 accepted = self.listener.accept(),
-                    if self.exhausted.is_none() && self.candidates.has_room() =>
+                    if self.exhausted.is_none() && full_until.is_none() && self.candidates.has_room() =>
                 {
                     match accepted {
                         Ok(channel) => {
@@ -276,6 +278,8 @@ impl<'a> Acceptor<'a> {
                         Err(error) => self.exhausted = Some(error.into()),
                     }
                 }
+                // Asks again whether there is a seat.
+                () = sleep_until(full_until.unwrap_or_else(Instant::now)), if full_until.is_some() => {}
                 else => {
                     let over = || Error::misuse("no more channels can come");
                     return Err(self.exhausted.take().unwrap_or_else(over));

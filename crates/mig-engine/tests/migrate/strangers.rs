@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use mig_proto::multifd::Hello;
 use mig_testkit::{memory_pair, stream_channel};
-use mig_transport::{Blame, Capabilities, Channel, ChannelParts, Peer};
+use mig_transport::{Blame, Capabilities, Channel, ChannelParts, NEWCOMER_GRACE, Peer};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{Arriving, Half, Pair, Ready, check};
+
+/// As a source begins, up to the last byte of its machine's name.
+const HEAD: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc";
 
 /// A connection as a listening socket would give it, and the other end as a stranger holds it.
 fn connection() -> (Channel, tokio::io::DuplexStream) {
@@ -161,6 +164,117 @@ async fn a_crowd_at_the_door_holds_nobody_up() {
     sent.unwrap();
     received.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    check(&pair.destination_ram);
+}
+
+/// The flood has the source's own address (one machine, a NAT, a tunnel), and is faster than the source's first words.
+#[tokio::test(start_paused = true)]
+async fn a_flood_from_its_own_address_takes_no_slow_sources_seat() {
+    let mut pair = Pair::new();
+    let here = Peer::address([192, 0, 2, 1].into());
+    let (out, into) = memory_pair(8 * 1024);
+    let mut arriving = vec![into.with_peer(here)];
+    let mut ends = Vec::new();
+    for _ in 0..3 * mig_engine::MAX_CANDIDATES {
+        let (near, far) = connection();
+        arriving.push(near.with_peer(here));
+        ends.push(far);
+    }
+    let mut listener = Arriving::new(arriving);
+    let connector = Ready::new(out);
+    let source = async {
+        tokio::time::sleep(NEWCOMER_GRACE / 2).await;
+        pair.source.run(&connector).await
+    };
+    let (sent, received) = tokio::join!(source, pair.destination.run(&mut listener));
+    sent.unwrap();
+    received.unwrap();
+    check(&pair.destination_ram);
+}
+
+/// Whoever is behind a flood has to wait until all seats went round, a moment each time.
+#[tokio::test(start_paused = true)]
+async fn a_flood_before_the_source_costs_a_moment_for_each_round_of_seats() {
+    let mut pair = Pair::new();
+    let here = Peer::address([192, 0, 2, 1].into());
+    let (out, into) = memory_pair(8 * 1024);
+    let mut ends = Vec::new();
+    let mut arriving = Vec::new();
+    const ROUNDS: u32 = 4;
+    for _ in 0..ROUNDS as usize * mig_engine::MAX_CANDIDATES {
+        let (near, far) = connection();
+        arriving.push(near.with_peer(here));
+        ends.push(far);
+    }
+    arriving.push(into.with_peer(here));
+    let mut listener = Arriving::new(arriving);
+    let connector = Ready::new(out);
+    let begun = tokio::time::Instant::now();
+    let (sent, received) =
+        tokio::join!(pair.source.run(&connector), pair.destination.run(&mut listener));
+    sent.unwrap();
+    received.unwrap();
+    let paused = begun.elapsed();
+    let expected = NEWCOMER_GRACE * ROUNDS..NEWCOMER_GRACE * (ROUNDS + 1);
+    assert!(expected.contains(&paused), "{paused:?}");
+}
+
+/// Four bytes, or a whole head, and then nobody: that was not the source.
+#[tokio::test(start_paused = true)]
+async fn whoever_hangs_up_in_the_head_ends_no_listening() {
+    for len in 0..=HEAD.len() {
+        let mut pair = Pair::new();
+        let (stranger, mut stranger_end) = connection();
+        stranger_end.write_all(&HEAD[..len]).await.unwrap();
+        drop(stranger_end);
+        let mut listener = Arriving::new([stranger]);
+        let door = listener.door();
+        let (out, into) = memory_pair(8 * 1024);
+        let connector = Ready::new(out);
+        let source = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            door.send(into).unwrap();
+            pair.source.run(&connector).await
+        };
+        let (sent, received) = tokio::join!(source, pair.destination.run(&mut listener));
+        sent.unwrap_or_else(|error| panic!("after {len} bytes of a stranger: {error}"));
+        received.unwrap_or_else(|error| panic!("after {len} bytes of a stranger: {error}"));
+        check(&pair.destination_ram);
+    }
+}
+
+/// Over the only channel there is it is an answer.
+#[tokio::test(start_paused = true)]
+async fn the_only_channel_that_ends_in_the_head_says_where() {
+    let mut pair = Pair::new();
+    let (channel, mut far) = connection_of(Capabilities::default());
+    far.write_all(&HEAD[..6]).await.unwrap();
+    drop(far);
+    let error = pair.destination.run(&mut Arriving::new([channel])).await.unwrap_err();
+    assert_eq!(error.blame(), Blame::PeerMisbehaved);
+    assert!(error.to_string().contains("inside the file header"), "{error}");
+}
+
+/// A source says more than its head at once. Whoever says no more may be one, and may not be: another one that does is it.
+#[tokio::test(start_paused = true)]
+async fn a_whole_head_and_silence_keep_no_source_out() {
+    let mut pair = Pair::new();
+    let (stranger, mut stranger_end) = connection();
+    stranger_end.write_all(HEAD).await.unwrap();
+    let mut listener = Arriving::new([stranger]);
+    let door = listener.door();
+    let (out, into) = memory_pair(8 * 1024);
+    let connector = Ready::new(out);
+    let begun = tokio::time::Instant::now();
+    let source = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        door.send(into).unwrap();
+        pair.source.run(&connector).await
+    };
+    let (sent, received) = tokio::join!(source, pair.destination.run(&mut listener));
+    sent.unwrap();
+    received.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(9), "nobody waited for the silent one");
     check(&pair.destination_ram);
 }
 

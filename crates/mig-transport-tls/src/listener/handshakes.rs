@@ -9,6 +9,10 @@
 //! for each connection as this end.
 //!
 //! From as many neighbourhoods as there are places every crowd is of one: then those who did not say a record go first.
+//!
+//! Nobody goes within [`NEWCOMER_GRACE`] of connecting while somebody is missing: a source's hello may be on its way, or not
+//! looked at yet. Where all of the largest crowd are that new, [`full_until`](Handshakes::full_until) says when there is
+//! room again, and nobody is accepted before, unless one of them is over.
 
 use std::{
     future::Future,
@@ -21,8 +25,9 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
-use mig_transport::{Channel, LogLimit, Peer, Result, who_makes_room};
+use mig_transport::{Channel, LogLimit, NEWCOMER_GRACE, Peer, Result, who_makes_room};
 use rustix::process::{Resource, getrlimit};
+use tokio::time::Instant;
 
 use crate::session::Progress;
 
@@ -43,6 +48,7 @@ pub(super) struct Handshake {
     peer: String,
     from: Peer,
     progress: Progress,
+    connected: Instant,
     called: Arc<Called>,
 }
 
@@ -53,11 +59,16 @@ impl Handshake {
         from: Peer,
         progress: Progress,
     ) -> Self {
-        Self { work, peer, from, progress, called: Called::new() }
+        Self { work, peer, from, progress, connected: Instant::now(), called: Called::new() }
     }
 
     fn crowd(&self) -> (Peer, bool) {
         (self.from, self.progress.spoke())
+    }
+
+    /// Until then it stays, whoever comes.
+    fn safe_until(&self) -> Instant {
+        self.connected + NEWCOMER_GRACE
     }
 }
 
@@ -93,6 +104,19 @@ impl Handshakes {
         }
     }
 
+    /// When one more may be accepted, if not now. Once nobody is missing, whoever comes is no source, and neither are those
+    /// who are here.
+    pub(super) fn full_until(&self) -> Option<Instant> {
+        if self.all.len() < self.most || self.most < self.most_ever {
+            return None;
+        }
+        let now = Instant::now();
+        let (at, _) = self.whose_turn(now)?;
+        let until = self.all[at].safe_until();
+        (until > now).then_some(until)
+    }
+
+    /// Somebody goes for it if there is no place: ask [`full_until`](Self::full_until) before one comes.
     pub(super) fn add(&mut self, handshake: Handshake) {
         while self.all.len() >= self.most {
             self.make_room();
@@ -100,10 +124,17 @@ impl Handshakes {
         self.all.push(handshake);
     }
 
-    fn make_room(&mut self) {
+    /// Who makes room, and how many its crowd has.
+    fn whose_turn(&self, now: Instant) -> Option<(usize, usize)> {
         let all = self.all.iter();
-        let all = all.map(|one| (one.crowd(), one.progress.spoke(), one.progress.last()));
-        let Some((at, largest)) = who_makes_room(all) else { return };
+        who_makes_room(all.map(|one| {
+            let age = (one.safe_until() > now, one.progress.last());
+            (one.crowd(), one.progress.spoke(), age)
+        }))
+    }
+
+    fn make_room(&mut self) {
+        let Some((at, largest)) = self.whose_turn(Instant::now()) else { return };
         let dropped = self.all.remove(at);
         if let Some(unsaid) = self.log.say() {
             tracing::warn!(

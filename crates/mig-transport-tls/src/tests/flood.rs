@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use mig_transport::{Blame, Channel, Connector, Listener, LogLimit, Peer};
+use mig_transport::{Blame, Channel, Connector, Listener, LogLimit, NEWCOMER_GRACE, Peer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
@@ -102,6 +102,52 @@ async fn a_flood_of_one_byte_from_the_same_address_drops_itself() {
         in_time(async { tokio::join!(connecting, listener.accept()) }).await;
     source.expect("rightful");
     destination.expect("rightful");
+}
+
+/// The same flood says nothing at all, and so does the source until many have connected behind it: its machine is busy.
+#[tokio::test(start_paused = true)]
+async fn a_silent_flood_from_the_same_address_takes_no_slow_sources_place() {
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    let mut flood = Vec::new();
+    for _ in 0..FLOOD {
+        flood.push(stranger(address(1), b"", &knock).await);
+    }
+    look(&mut listener).await;
+    let connector = ends.connector(ours);
+    let (source, destination) =
+        in_time(async { tokio::join!(connector.connect(), listener.accept()) }).await;
+    source.expect("rightful");
+    destination.expect("rightful");
+}
+
+/// Whoever is behind a flood waits until all places went round, a moment each time, and the oldest make room.
+#[tokio::test(start_paused = true)]
+async fn a_flood_before_the_source_costs_a_moment_for_each_round_of_places() {
+    const ROUNDS: u32 = 4;
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let mut flood = Vec::new();
+    for _ in 0..64 * ROUNDS {
+        flood.push(stranger(address(1), b"", &knock).await);
+    }
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    let connector = ends.connector(ours);
+    let started = tokio::time::Instant::now();
+    let (source, destination) =
+        in_time(async { tokio::join!(connector.connect(), listener.accept()) }).await;
+    source.expect("rightful");
+    destination.expect("rightful");
+    let paused = started.elapsed();
+    let expected = NEWCOMER_GRACE * ROUNDS..NEWCOMER_GRACE * (ROUNDS + 1);
+    assert!(expected.contains(&paused), "{paused:?}");
 }
 
 /// From more addresses than there are places, so that no crowd is larger than another: who said a record stays.
