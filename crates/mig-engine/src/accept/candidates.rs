@@ -124,9 +124,10 @@ impl Candidates {
     fn whose_turn(&self, now: Instant) -> Option<(usize, usize)> {
         // The first is the oldest.
         let seats = self.seats.iter();
-        who_makes_room(seats.map(|seat| {
-            (seat.from, seat.spoke.load(Ordering::Relaxed), seat.safe_until > now)
-        }))
+        who_makes_room(
+            seats
+                .map(|seat| (seat.from, seat.spoke.load(Ordering::Relaxed), seat.safe_until > now)),
+        )
     }
 
     fn make_room(&mut self) {

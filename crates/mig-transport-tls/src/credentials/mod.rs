@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Everything is read and checked once, when the credentials are made: dates, purpose, key and chain, so that what would
-//! fail in every handshake fails before the first one, with the file's name. Each error is a
-//! [`Misuse`](mig_transport::Error::Misuse) and says what to do. Clones share what was read.
+//! fail in every handshake fails before the first one, with the file's name; what is slow the first time is done
+//! ([`randomness`]). Each error is a [`Misuse`](mig_transport::Error::Misuse) and says what to do. Clones share what was read.
 //!
 //! TLS 1.3 and 1.2, AES-GCM before ChaCha20; no resumption, no tickets, no early data: a migration has one handshake a
 //! channel and keeps it for minutes.
@@ -22,6 +22,7 @@ mod distinguished_name;
 mod expected_name;
 #[cfg(feature = "tls-psk")]
 mod psk;
+mod randomness;
 mod revocation;
 #[cfg(test)]
 mod tests;
@@ -93,6 +94,7 @@ impl ClientCredentials {
     /// [`Misuse`](mig_transport::Error::Misuse): a file that is missing, unreadable or not what its name says; a
     /// certificate that no destination would take, today.
     pub fn x509(dir: &Path) -> Result<Self> {
+        randomness::ready(provider().secure_random)?;
         let directory = Directory::open(dir)?;
         let trust = check::Trust::load(&directory, Purpose::Client)?;
         let verifier = trust.server_verifier(&directory)?;
@@ -123,6 +125,7 @@ impl ClientCredentials {
     /// [`Misuse`](mig_transport::Error::Misuse): no such file, no such user, a line that is none.
     #[cfg(feature = "tls-psk")]
     pub fn psk(dir: &Path, user: &str) -> Result<Self> {
+        randomness::ready_for_keys()?;
         let (directory, user) = psk::client(dir, user)?;
         Ok(Self { directory: Arc::new(directory), kind: ClientKind::Psk(user) })
     }
@@ -219,6 +222,7 @@ impl ServerCredentials {
     /// [`Misuse`](mig_transport::Error::Misuse): a file that is missing, unreadable or not what its name says; a
     /// certificate that no source would take, today.
     pub fn x509(dir: &Path, verify_peer: bool) -> Result<Self> {
+        randomness::ready(provider().secure_random)?;
         let directory = Directory::open(dir)?;
         let trust = check::Trust::load(&directory, Purpose::Server)?;
         let pair = check::load_pair(&directory, Purpose::Server, &trust)?
@@ -236,6 +240,7 @@ impl ServerCredentials {
     /// [`Misuse`](mig_transport::Error::Misuse): no such file, nobody in it, a line that is none.
     #[cfg(feature = "tls-psk")]
     pub fn psk(dir: &Path) -> Result<Self> {
+        randomness::ready_for_keys()?;
         let (directory, keys) = psk::server(dir)?;
         Ok(Self { directory: Arc::new(directory), kind: ServerKind::Psk(keys) })
     }

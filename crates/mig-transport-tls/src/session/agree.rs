@@ -23,7 +23,8 @@ use super::{
     records::{Kernel, records},
 };
 
-/// Bytes of handshake messages that may be held because one is incomplete: certificate chains are a few KiB.
+/// Bytes of handshake messages that may be held because one is incomplete: certificate chains are a few KiB. A destination holds
+/// less of a source's ([`allowance`](super::allowance)).
 const MAX_HELD_BYTES: usize = 128 * 1024;
 
 /// The handshake of the end that connects. `config` must allow its secrets to be taken out and have no resumption (see
@@ -137,9 +138,14 @@ impl<C: Connection> Handshake for Agreeing<C> {
                 let what = format!("a TLS handshake message is longer than {MAX_HELD_BYTES} bytes");
                 return Err(Error::PeerMisbehaved { what });
             }
+            self.held.reserve_exact(record.len());
             self.held.extend_from_slice(record);
         }
         let outcome = drive(&mut self.connection, &mut self.held, out);
+        if self.held.is_empty() {
+            // The next message may be long in coming.
+            self.held = Vec::new();
+        }
         if let Err(error) = outcome {
             self.last_words(out);
             return Err(self.words.failed(&error));

@@ -5,14 +5,18 @@
 //!   │ used   │ record │ record │ part of one │ room │
 //! ```
 //! Records are decrypted where they lie, and their plaintext is handed out from there. What is moved, when the room runs out,
-//! is the part of one record at the end, once for many records.
+//! is the part of one record at the end, once for many records. There is little room at first: most who connect to a listener
+//! under a flood never say anything.
 
 use std::ops::Range;
 
 use super::engine::{HEADER_BYTES, MAX_RECORD_BYTES};
 
-/// Enough for a handshake, and what a stranger can make us hold.
-const HANDSHAKE_BYTES: usize = 32 * 1024;
+/// A hello, and most other records of a handshake.
+const FIRST_BYTES: usize = 2 * 1024;
+/// Enough for any record of a handshake, and what a stranger can make us hold.
+const HANDSHAKE_BYTES: usize = 20 * 1024;
+const _: () = assert!(HANDSHAKE_BYTES >= MAX_RECORD_BYTES);
 /// Ciphertext that one read may bring once data flows: sixteen records.
 pub(crate) const TRAFFIC_BYTES: usize = 256 * 1024;
 /// The rest is moved to the front when there is less room than this: a read should bring several records.
@@ -31,7 +35,7 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     pub(crate) fn new() -> Self {
-        Self { buffer: vec![0; HANDSHAKE_BYTES], start: 0, end: 0 }
+        Self { buffer: vec![0; FIRST_BYTES], start: 0, end: 0 }
     }
 
     /// Makes it as large as data wants it, keeping what is there.
@@ -50,6 +54,9 @@ impl Incoming {
         if self.start > 0 && self.buffer.len() - self.end < LEAST_ROOM {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.end == self.buffer.len() && self.end < HANDSHAKE_BYTES {
+            self.buffer.resize((2 * self.end).min(HANDSHAKE_BYTES), 0);
         }
         &mut self.buffer[self.end..]
     }

@@ -22,9 +22,10 @@
 //! what a channel costs each end.
 //!
 //! Memory of a channel: [`incoming`] 256 KiB, [`link`] up to 0.6 MiB of sealed records, as far as they were ever used; in a
-//! handshake 32 KiB, and up to 128 KiB of a message that comes in pieces.
+//! handshake 2 to 20 KiB, and of a message that comes in pieces what [`allowance`] lets a source say, 128 KiB of a destination.
 
 pub(crate) mod agree;
+mod allowance;
 mod beginning;
 mod cipher;
 pub(crate) mod engine;

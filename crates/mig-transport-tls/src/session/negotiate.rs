@@ -18,6 +18,7 @@ use mig_transport::{Channel, ChannelParts, Endpoint, Error, Receiver, Result, Se
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
+    allowance::Allowance,
     engine::{Established, Handshake, Peer, Records, Step, Words},
     halves::{Role, StopInner, TlsReceiveHalf, TlsSendHalf},
     incoming::{Incoming, NotTls},
@@ -104,6 +105,7 @@ pub(crate) async fn negotiate_link(
         first: Vec::with_capacity(FIRST_BYTES),
         first_taken: false,
         progress,
+        allowance: (role == Role::Destination).then(Allowance::new),
         doing: doing(),
     };
     if patient {
@@ -193,6 +195,8 @@ struct Agreeing {
     first: Vec<u8>,
     first_taken: bool,
     progress: Progress,
+    /// What may come before the other end is known; a source chose its destination.
+    allowance: Option<Allowance>,
     doing: String,
 }
 
@@ -227,7 +231,15 @@ impl Agreeing {
             let at = self.incoming.take(len);
             self.first_taken = true;
             self.progress.made();
+            if let Some(allowance) = &mut self.allowance {
+                allowance.take(len)?;
+            }
             step = handshake.advance(Some(self.incoming.at_mut(at)), &mut out);
+            if let Some(allowance) = &mut self.allowance
+                && !out.is_empty()
+            {
+                allowance.answered();
+            }
         }
     }
 

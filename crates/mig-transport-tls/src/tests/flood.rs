@@ -267,6 +267,39 @@ fn a_flood_is_a_few_lines_of_the_log() {
     assert!(told.len() <= LogLimit::BURST as usize, "{told:?}");
 }
 
+/// A client hello of 65 000 bytes that nobody finishes, in records of as many.
+fn endless_hello(piece: usize, pieces: usize) -> Vec<u8> {
+    let mut hello = vec![1, 0, 0xfd, 0xe8, 3, 3];
+    hello.resize(piece * pieces, 0);
+    let mut records = Vec::new();
+    for body in hello.chunks(piece) {
+        records.extend_from_slice(&[0x16, 3, 1]);
+        records.extend_from_slice(&u16::try_from(piece).expect("a record").to_be_bytes());
+        records.extend_from_slice(body);
+    }
+    records
+}
+
+/// TLS would let it go on; what is incomplete is held.
+#[tokio::test(start_paused = true)]
+async fn a_hello_without_an_end_is_cut_short() {
+    for (said, why) in [
+        (endless_hello(1, 129), "more than 128 records"),
+        (endless_hello(16 * 1024, 2), "more than 18437 bytes"),
+    ] {
+        let ends = Ends::new();
+        let (mut ours, theirs) = memory_pair_from(Peer::Unknown, false);
+        let mut listener = ends.listener_of(theirs);
+        let mut sender = ours.take_sender().expect("fresh");
+        sender.write_all(&said).await.expect("there is room");
+        let started = tokio::time::Instant::now();
+        let error = listener.accept().await.expect_err("it is no source");
+        assert_eq!(error.blame(), Blame::PeerMisbehaved, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+}
+
 /// `exec:ncat -l` is connected long before anybody calls: how long a source may take to come is not TLS's to say.
 #[tokio::test(start_paused = true)]
 async fn over_the_only_channel_the_deadline_starts_with_the_first_byte() {

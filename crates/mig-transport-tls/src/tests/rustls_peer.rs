@@ -56,13 +56,19 @@ impl Peer {
     }
 
     fn client(self, ends: &Ends) -> ClientConnection {
+        self.client_in_pieces(ends, None)
+    }
+
+    /// Whose records have at most so many bytes, head included.
+    fn client_in_pieces(self, ends: &Ends, most: Option<usize>) -> ClientConnection {
         let (chain, key) = pair(ends, "client");
-        let config = ClientConfig::builder_with_provider(self.provider())
+        let mut config = ClientConfig::builder_with_provider(self.provider())
             .with_protocol_versions(&[self.version])
             .expect("they fit")
             .with_root_certificates(roots(ends))
             .with_client_auth_cert(chain, key)
             .expect("a pair");
+        config.max_fragment_size = most;
         let name = "localhost".try_into().expect("a name");
         ClientConnection::new(Arc::new(config), name).expect("a client")
     }
@@ -176,6 +182,20 @@ async fn rustls_as_the_source() {
         let channel = ends.listener_of(ours).accept().await.expect("it agrees");
         to_and_fro(channel).await;
         other.join().expect("rustls is content");
+    }
+}
+
+/// A destination lets a stranger say so much and no more before it is verified: a source with the smallest records that an end
+/// may ask for (RFC 8449 §4) is none.
+#[tokio::test]
+async fn a_source_of_small_records_is_let_in() {
+    let ends = Ends::new();
+    for peer in Peer::all() {
+        let (ours, mut theirs) = half_open();
+        let mut connection = peer.client_in_pieces(&ends, Some(64));
+        let other = thread::spawn(move || connection.complete_io(&mut theirs).map(|_| theirs));
+        ends.listener_of(ours).accept().await.expect("it agrees");
+        other.join().expect("no panic").expect("rustls is content");
     }
 }
 
