@@ -23,6 +23,8 @@ mod table;
 mod tls;
 mod way;
 
+use mig_tests::lab;
+
 use crate::{live::batch, mode::Mode, way::Way};
 
 macro_rules! batches {
@@ -105,9 +107,14 @@ fn killed_over_rdma() {
 
 fn killed_in_the_lab(way: Way) {
     let _beside = leaks::beside_no_batch();
-    if way.is_here() {
-        kills::every(&[way], false);
-        kills::every(&[way], true);
+    if !way.is_here() {
+        return;
+    }
+    let device = (way == Way::Rdma).then(lab::given_out);
+    kills::every(&[way], false);
+    kills::every(&[way], true);
+    if let Some(before) = device {
+        lab::wait_until_given_back(&before);
     }
 }
 
