@@ -9,7 +9,7 @@
 //! It costs as much memory as the guest has, so that is looked at before any is taken: against the caller's limit, and
 //! against what this machine has left. The last copy of a page wins, as at a destination with a guest.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use mig_compress::PageInflater;
 use mig_proto::{BlockEntry, BlockId, Event, xbzrle};
@@ -26,11 +26,41 @@ use crate::{
 pub(crate) struct HeldMemory {
     limit: Option<u64>,
     memory: Option<Arc<RamBlocks>>,
+    needed: Option<Arc<Needed>>,
     /// Where each block of the stream is in `memory`.
     local: Vec<usize>,
     page: PageInFlight,
     /// Only stored streams of QEMU up to 9.0 need it.
     inflater: Option<PageInflater>,
+}
+
+/// The memory is needed for as long as anybody has this. Then it goes back to the system: on a thread of its own where that
+/// takes as long as a cancel may.
+#[derive(Debug)]
+pub(crate) struct Needed(Arc<RamBlocks>);
+
+/// Some 50 ms of the system's time.
+const LARGE_BYTES: u64 = 256 << 20;
+
+impl Drop for Needed {
+    fn drop(&mut self) {
+        if self.0.total_bytes() < LARGE_BYTES {
+            return;
+        }
+        let memory = Arc::clone(&self.0);
+        // Others may still hold a part of it: what they let go of later is empty.
+        let give_back = move || {
+            for index in 0..memory.block_count() {
+                let len = memory.block(index).map_or(0, |block| block.used_length);
+                if let Err(error) = memory.release(index, 0, len) {
+                    tracing::debug!(%error, "giving memory back");
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("mig-give-back".into()).spawn(give_back) {
+            tracing::debug!(%error, "a thread to give memory back");
+        }
+    }
 }
 
 /// A page whose bytes may come in several pieces.
@@ -50,6 +80,11 @@ impl HeldMemory {
     /// The memory, once the block list came.
     pub(crate) fn memory(&self) -> Option<&Arc<RamBlocks>> {
         self.memory.as_ref()
+    }
+
+    /// To be kept by whoever uses the memory beyond this.
+    pub(crate) fn needed(&self) -> Option<Arc<Needed>> {
+        self.needed.clone()
     }
 
     /// The blocks as a transport's hooks want them, in stream order.
@@ -153,7 +188,9 @@ impl HeldMemory {
             }
             self.local[index] = local;
         }
-        self.memory = Some(Arc::new(RamBlocks::new(blocks)?));
+        let memory = Arc::new(RamBlocks::new(blocks)?);
+        self.needed = Some(Arc::new(Needed(Arc::clone(&memory))));
+        self.memory = Some(memory);
         Ok(())
     }
 }
@@ -218,6 +255,24 @@ mod tests {
         assert_eq!(available(text), Some(9_174_600 * 1024));
         assert_eq!(available("MemTotal: 1 kB\n"), None);
         assert_eq!(available("MemAvailable: 99999999999999999999 kB\n"), None);
+    }
+
+    #[test]
+    fn large_memory_is_emptied_once_nobody_needs_it() {
+        let blocks = [RamBlock::new("x", LARGE_BYTES).unwrap()];
+        let memory = Arc::new(RamBlocks::new(blocks).unwrap());
+        let region = memory.block(0).unwrap().region;
+        region.copy_in_at(0, &[7]).unwrap();
+        let needed = Arc::new(Needed(Arc::clone(&memory)));
+        drop(Arc::clone(&needed));
+        let mut byte = [0];
+        region.copy_out_at(0, &mut byte).unwrap();
+        assert_eq!(byte, [7], "somebody needs it");
+        drop(needed);
+        while byte != [0] {
+            std::thread::yield_now();
+            region.copy_out_at(0, &mut byte).unwrap();
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
     borrow::Cow,
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
 };
 
 use mig_transport::{Region, RegionSlice};
@@ -172,8 +173,19 @@ pub(crate) fn no_block(index: usize) -> Error {
 pub struct RamBlocks {
     set: BlockSet,
     policy: TrackerPolicy,
-    tracker: Mutex<Option<Arc<DirtyTracker>>>,
+    log: Mutex<Log>,
 }
+
+/// The dirty log: one that runs, or one that ends, or none.
+#[derive(Debug, Default)]
+struct Log {
+    tracker: Option<Arc<DirtyTracker>>,
+    /// The thread that takes the protection off.
+    ending: Option<JoinHandle<()>>,
+}
+
+/// With so much memory taking the protection off takes as long as others can wait: some 10 ms for a GiB.
+const LARGE_BYTES: u64 = 512 << 20;
 
 impl RamBlocks {
     /// The blocks in order; the best dirty tracking this machine has.
@@ -186,7 +198,7 @@ impl RamBlocks {
         blocks: impl IntoIterator<Item = RamBlock>,
         policy: TrackerPolicy,
     ) -> Result<Self> {
-        Ok(Self { set: BlockSet::new(blocks)?, policy, tracker: Mutex::new(None) })
+        Ok(Self { set: BlockSet::new(blocks)?, policy, log: Mutex::default() })
     }
 
     /// The blocks.
@@ -194,9 +206,9 @@ impl RamBlocks {
         &self.set
     }
 
-    fn tracker(&self) -> std::sync::MutexGuard<'_, Option<Arc<DirtyTracker>>> {
-        // The lock only guards a pointer that is swapped whole.
-        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        // The lock only guards pointers that are swapped whole.
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,25 +234,37 @@ impl GuestMemory for RamBlocks {
     }
 
     fn start_dirty_log(&self) -> Result<DirtyLogInfo> {
-        let mut slot = self.tracker();
-        if slot.is_some() {
+        let mut log = self.log();
+        if log.tracker.is_some() {
             return Err(Error::misuse("the dirty log runs already; stop it first"));
+        }
+        if let Some(Err(_panicked)) = log.ending.take().map(JoinHandle::join) {
+            return Err(Error::misuse("the thread that ended the last dirty log broke down"));
         }
         let blocks: Vec<_> = self.set.as_slice().iter().map(|block| block.info()).collect();
         let tracker = DirtyTracker::start(&blocks, self.policy)?;
         let info = tracker.info().clone();
-        *slot = Some(Arc::new(tracker));
+        log.tracker = Some(Arc::new(tracker));
         Ok(info)
     }
 
     fn sync_dirty(&self, index: usize, into: &DirtyBitmap) -> Result<u64> {
-        let tracker = self.tracker().clone();
+        let tracker = self.log().tracker.clone();
         tracker.ok_or_else(|| Error::misuse("no dirty log runs; start it first"))?.sync(index, into)
     }
 
     fn stop_dirty_log(&self) -> Result<()> {
-        let tracker = self.tracker().take();
-        drop(tracker);
+        let mut log = self.log();
+        let Some(tracker) = log.tracker.take() else { return Ok(()) };
+        if tracker.ends_unnoticed() && self.total_bytes() >= LARGE_BYTES {
+            // Whoever stops a migration does not wait for that; who starts the next one does.
+            let end = thread::Builder::new().name("mig-dirty-log".into());
+            match end.spawn(move || drop(tracker)) {
+                Ok(ending) => log.ending = Some(ending),
+                // It was dropped with the thread that did not come to be.
+                Err(error) => tracing::debug!(%error, "a thread to end the dirty log"),
+            }
+        }
         Ok(())
     }
 
@@ -265,7 +289,7 @@ impl GuestMemory for RamBlocks {
         let range = block.slice(offset, len)?;
         crate::mapping::discard(block.mapping(), &range)
             .map_err(|errno| Error::io(format!("releasing memory of '{}'", block.name()), errno))?;
-        match &*self.tracker() {
+        match &self.log().tracker {
             Some(tracker) => tracker.note_released(index, &range),
             None => Ok(()),
         }

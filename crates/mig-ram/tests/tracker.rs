@@ -236,6 +236,25 @@ fn writers_survive_the_end_of_tracking() {
     });
 }
 
+/// Of a large guest the protection is taken off behind whoever stops the log; the next one starts from a clean slate.
+#[test]
+fn the_log_of_a_large_guest_starts_again_at_once() {
+    const PAGES: usize = (512 << 20) / PAGE_SIZE;
+    let ram = RamBlocks::new([block(PAGES, Backing::Anonymous)]).unwrap();
+    let info = ram.block(0).unwrap();
+    let dirty = DirtyBitmap::new(PAGES);
+    for round in 0..3 {
+        ram.start_dirty_log().unwrap();
+        assert_eq!(ram.sync_dirty(0, &dirty).unwrap(), 0, "round {round}");
+        page(&info, PAGES - 1).copy_in(&[1]);
+        assert_eq!(ram.sync_dirty(0, &dirty).unwrap(), 1, "round {round}");
+        dirty.clear_all();
+        ram.stop_dirty_log().unwrap();
+        page(&info, 0).copy_in(&[1]);
+        assert!(ram.sync_dirty(0, &dirty).is_err());
+    }
+}
+
 #[test]
 fn scattered_writes_beyond_the_limit_of_mappings_are_not_lost() {
     // mprotect makes a mapping of every stretch of equal access; vm.max_map_count is 65530 unless raised.

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::{
     error::{Error, Result},
     handle::Shared,
-    held::HeldMemory,
+    held::{HeldMemory, Needed},
     hooks::Hooks,
     multifd::{Beside, Main},
     replay::{cutter::Window, input::InputReader, replayer::unsound},
@@ -39,6 +39,7 @@ pub(super) struct StoredMemory {
     /// `None` if the stored stream has none; the connection may need its hooks all the same.
     ram: Option<RamSource>,
     carrier: Carrier,
+    _needed: Option<Arc<Needed>>,
 }
 
 /// Who carries the pages.
@@ -131,7 +132,7 @@ fn refuse_host_pages(event: &Event<'_>, position: u64) -> Result<()> {
 impl StoredMemory {
     /// `held` is to be sent through `hooks`.
     pub(super) fn through_hooks(held: &HeldMemory, hooks: Hooks) -> Result<Self> {
-        Ok(Self { ram: all_of(held)?, carrier: Carrier::Hooks(hooks) })
+        Ok(Self { ram: all_of(held)?, carrier: Carrier::Hooks(hooks), _needed: held.needed() })
     }
 
     /// What is `stored` is to be sent over data channels, as the parameters of `shared` say. `may_grow` is how the
@@ -152,7 +153,8 @@ impl StoredMemory {
         let dialect = stored.machine.as_deref().map_or(OLDEST, Dialect::of_machine);
         let uuid = uuid.or(stored.uuid);
         let beside = Beside::new(shared, &ram, dialect, uuid, idle, may_grow)?;
-        Ok(Self { ram: Some(ram), carrier: Carrier::Data(Box::new(beside)) })
+        let carrier = Carrier::Data(Box::new(beside));
+        Ok(Self { ram: Some(ram), carrier, _needed: stored.held.needed() })
     }
 
     /// What is to be asked behind OPEN_RETURN_PATH.
@@ -186,7 +188,7 @@ impl StoredMemory {
         listed: u64,
         shared: &Shared,
     ) -> Result<()> {
-        let Self { ram: Some(ram), carrier } = self else { return Ok(()) };
+        let Self { ram: Some(ram), carrier, .. } = self else { return Ok(()) };
         if window == Window::Setup && listed != ram.total_bytes() {
             return Err(Error::misuse("the stored stream changed while it was read"));
         }

@@ -145,6 +145,11 @@ impl DirtyTracker {
         &self.info
     }
 
+    /// Whether nobody can tell a tracker that is being dropped from one that is gone: writes just go on.
+    pub(crate) fn ends_unnoticed(&self) -> bool {
+        matches!(self.running, Running::Async(_))
+    }
+
     /// Says that memory of block `index` was given back to the kernel (`MADV_DONTNEED`, a punched hole), which takes
     /// protection with it. The range counts as written. To be called after each such call, before the next `sync`:
     /// [`Mechanism::WriteProtectThread`] would miss later writes otherwise; the others need no telling.
