@@ -12,8 +12,8 @@
 //! | may have left | SHUT 0 | any | destination |
 //! | may have left | another SHUT | any | source |
 //! | may have left | an end that the destination announced (TLS: close_notify) | any | source |
-//! | may have left | an end in order, of a socket | well, or [hung up on](Writing::HungUpOn) | source |
-//! | may have left | an end in order, of a socket | [broke](Writing::Broken) | unknown |
+//! | may have left | an end in order, of a socket | [well](Writing::Well) | source |
+//! | may have left | an end in order, of a socket | [failed](Writing::Failed), with whatever error | unknown |
 //! | may have left | an end in order, of a command or a pipe (`relayed`) | any | unknown |
 //! | may have left | a failure of reading, an end that TLS calls unannounced | any | unknown |
 //! | may have left | nothing: a deadline, a cancel, no return path | any | unknown |
@@ -24,11 +24,14 @@
 //!
 //! Why writing matters to what reading says: Linux tells of a connection that was reset, or that timed out (`ETIMEDOUT`),
 //! once, to whichever call comes first. After that reading answers 0, as if the other end had ended the connection in
-//! order. If the write took the error, that 0 is its echo: a SHUT 0 may have been lost with the connection. A first write
-//! that fails with `EPIPE` is no such thing: the other end's FIN was there before, and what it had said is in front of it.
-//! *Tried on Linux 6 with tcp and unix sockets; `mig-testkit: reset` does the same without a kernel.*
+//! order. If the write took the error, that 0 is its echo: a SHUT 0 may have been lost with the connection. *Tried on
+//! Linux 6 with tcp and unix sockets; `mig_testkit::Breaker` does the same without a kernel.*
+//!
+//! A first write that fails with `EPIPE` is no echo: then a FIN was there before it. It is trusted as little. A destination
+//! that gives up says so before it hangs up on a source that is still writing, or is killed, and resets; what ends a
+//! connection in order and takes no more of it is a proxy whose other side broke, with the verdict unread in it.
 
-use mig_stream::{Error as StreamError, StreamWriter};
+use mig_stream::StreamWriter;
 
 use super::return_path::{End, Verdict};
 use crate::error::Owner;
@@ -47,24 +50,14 @@ pub(crate) enum LastItem {
 pub(crate) enum Writing {
     /// Nothing so far.
     Well,
-    /// The other end had closed the connection before (`EPIPE`).
-    HungUpOn,
-    /// Anything else. The reader may have been left without the reason.
-    Broken,
+    /// An error. The reader may have been left without the reason.
+    Failed,
 }
 
 impl Writing {
-    /// Of this writer, by its first error.
+    /// Of this writer.
     pub(crate) fn of(writer: &StreamWriter) -> Self {
-        match writer.error() {
-            None => Self::Well,
-            Some(StreamError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::BrokenPipe =>
-            {
-                Self::HungUpOn
-            }
-            Some(_) => Self::Broken,
-        }
+        if writer.error().is_some() { Self::Failed } else { Self::Well }
     }
 }
 
@@ -76,8 +69,8 @@ pub(crate) fn owner(last_item: LastItem, writing: Writing, heard: Option<&Verdic
         (LastItem::MayHaveLeft, Some(Verdict::Failed(_))) => Owner::Source,
         (LastItem::MayHaveLeft, Some(Verdict::Ended(end))) => match (end, writing) {
             (End::Announced, _) => Owner::Source,
-            (End::Orderly, Writing::Well | Writing::HungUpOn) => Owner::Source,
-            (End::Orderly, Writing::Broken) | (End::Relayed, _) => Owner::Unknown,
+            (End::Orderly, Writing::Well) => Owner::Source,
+            (End::Orderly, Writing::Failed) | (End::Relayed, _) => Owner::Unknown,
         },
         (LastItem::MayHaveLeft, None) => Owner::Unknown,
     }
@@ -98,7 +91,7 @@ mod tests {
             Some(Verdict::Ended(End::Orderly)),
             Some(Verdict::Ended(End::Relayed)),
         ];
-        let writing = [Writing::Well, Writing::HungUpOn, Writing::Broken];
+        let writing = [Writing::Well, Writing::Failed];
         for writing in writing {
             for heard in &heard {
                 assert_eq!(owner(LastItem::NotSent, writing, heard.as_ref()), Owner::Source);
@@ -106,12 +99,12 @@ mod tests {
         }
         let (source, unknown) = (Owner::Source, Owner::Unknown);
         let expected = [
-            [unknown; 3],
-            [Owner::Destination; 3],
-            [source; 3],
-            [source; 3],
-            [source, source, unknown],
-            [unknown; 3],
+            [unknown; 2],
+            [Owner::Destination; 2],
+            [source; 2],
+            [source; 2],
+            [source, unknown],
+            [unknown; 2],
         ];
         for (heard, expected) in heard.iter().zip(expected) {
             let owners = writing.map(|w| owner(LastItem::MayHaveLeft, w, heard.as_ref()));

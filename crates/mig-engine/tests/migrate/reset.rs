@@ -171,26 +171,30 @@ async fn told_once_at_every_byte_makes_no_two_owners() {
     assert!(seen.iter().all(|count| *count > 50), "{seen:?}");
 }
 
-/// The other end's FIN was there before the write failed: it gave up, and what it said would have come.
+/// A proxy whose other side broke ends its own in order, whatever verdict it had not passed on yet.
 #[tokio::test(start_paused = true)]
-async fn a_destination_that_hangs_up_in_order_gives_the_guest_back() {
+async fn hung_up_on_while_it_writes_a_source_knows_nothing() {
     let stream = stream(true).await;
-    let mut pair = Pair::with_more_devices(DEVICES);
-    let breaker = Breaker::default();
-    let (near, far) = tokio::io::duplex(BUFFER_BYTES);
-    let (reader, writer) = tokio::io::split(near);
-    let connector = Ready::new(breaker.channel(reader, writer, end()));
-    let mut most = vec![0; verge(&stream) + 10];
-    let destination = async {
-        let mut far = far;
-        far.read_exact(&mut most).await.unwrap();
-        breaker.hang_up();
-        far
-    };
-    let (sent, _far) = tokio::join!(pair.source.run(&connector), destination);
-    let error = sent.unwrap_err();
-    assert_eq!(error.owner(), Owner::Source, "{error}");
-    assert!(pair.source_diary.runs());
+    for behind in [0, 10] {
+        let mut pair = Pair::with_more_devices(DEVICES);
+        let breaker = Breaker::default();
+        let (near, mut far) = tokio::io::duplex(BUFFER_BYTES);
+        let (reader, writer) = tokio::io::split(near);
+        let connector = Ready::new(breaker.channel(reader, writer, end()));
+        // The channel takes no more than that.
+        let mut most = vec![0; verge(&stream) + behind - BUFFER_BYTES];
+        let proxy = async {
+            far.read_exact(&mut most).await.unwrap();
+            // Until it is full.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            breaker.hang_up();
+        };
+        let (sent, ()) = tokio::join!(pair.source.run(&connector), proxy);
+        let error = sent.unwrap_err();
+        let expected = if behind == 0 { Owner::Source } else { Owner::Unknown };
+        assert_eq!(error.owner(), expected, "{error}");
+        assert_eq!(pair.source_diary.runs(), behind == 0);
+    }
 }
 
 /// Bytes cross threads here, so time is real, and all go at once.
