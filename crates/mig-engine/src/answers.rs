@@ -16,6 +16,24 @@ use crate::{
 /// The status a source hears when its stream was not kept; any value but 0 means failure.
 const SHUT_FAILED: u32 = 1;
 
+/// How long a failed end tells its source so, and how long it lets it hear that and hang up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Farewell {
+    pub(crate) telling: Duration,
+    pub(crate) hearing: Duration,
+}
+
+impl Farewell {
+    /// After a cancel, which is promised to take no longer than 100 ms: half of that, for the other half is the machine's.
+    pub(crate) const HASTY: Self =
+        Self { telling: Duration::from_millis(20), hearing: Duration::from_millis(30) };
+
+    /// Both together.
+    pub(crate) const fn whole(self) -> Duration {
+        self.telling.saturating_add(self.hearing)
+    }
+}
+
 /// What the source wants to hear, found while deciding what to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
@@ -97,20 +115,39 @@ impl Answers {
         Ok(())
     }
 
-    /// Tells the source that its guest stays with it, as well as that works within `limit`.
+    /// Tells the source that its guest stays with it, as well as that works in the time there is, and lets it hear that:
+    /// a connection that is closed with bytes unread in it takes what was just said along. Where nothing can be said
+    /// nothing is waited for.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it is a courtesy; the end of the channel says the same.
-    pub(crate) async fn failure(&mut self, limit: Duration) {
-        let told = self.say(&Message::Shut { status: SHUT_FAILED });
-        if let (Ok(()), Some(writer)) = (told, &mut self.writer) {
-            let flushed: Result<()> =
-                within("telling the source", limit, async { Ok(writer.flush().await?) }).await;
-            if let Err(error) = flushed {
-                tracing::debug!(%error, "the source could not be told");
+    pub(crate) async fn farewell(
+        &mut self,
+        stream: &mut Stream,
+        reader: &mut StreamReader,
+        limits: Farewell,
+    ) {
+        let telling = async {
+            // The way back may have been asked for in the same bytes that broke a rule.
+            self.give(stream).await?;
+            self.failure().await
+        };
+        match within("telling the source", limits.telling, telling).await {
+            Ok(true) => {
+                let _late = drain(reader, limits.hearing).await;
             }
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the source could not be told"),
         }
+    }
+
+    /// Says no; answers false where there is no way to say it.
+    async fn failure(&mut self) -> Result<bool> {
+        self.say(&Message::Shut { status: SHUT_FAILED })?;
+        let Some(writer) = &mut self.writer else { return Ok(false) };
+        writer.flush().await?;
+        Ok(true)
     }
 
     fn open(&mut self, stream: &mut Stream) -> Result<()> {

@@ -422,6 +422,33 @@ async fn a_source_that_reads_no_answers_does_not_hold_up_a_cancel() {
     assert_eq!(cause.as_deref(), Some("cancelled"));
 }
 
+/// The same before the end, where the way back is full. Its own time is counted: nobody else takes any.
+#[tokio::test(start_paused = true)]
+async fn a_way_back_that_is_full_does_not_hold_up_a_cancel() {
+    let (mut ours, theirs) = memory_pair(BUFFER);
+    let mut listener = One::new(theirs);
+    let recorder = Recorder::new(hasty());
+    let handle = recorder.handle();
+    let operator = async {
+        let mut to = ours.take_sender().unwrap();
+        let mut head = encode::FILE_HEADER.to_vec();
+        encode::configuration(&mut head, &Configuration::new(b"pc-test").unwrap());
+        encode::command(&mut head, &Command::OpenReturnPath);
+        to.write_all(&head).await.unwrap();
+        let mut ping = Vec::new();
+        encode::command(&mut ping, &Command::Ping(7));
+        let pings = ping.repeat(1000);
+        let flood = async { while to.write_all(&pings).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(3), flood).await.unwrap_err();
+        handle.cancel();
+        (tokio::time::Instant::now(), to)
+    };
+    let recording = recorder.run(&mut listener, Box::new(Memory::default()), None);
+    let (outcome, (asked, _to)) = tokio::join!(recording, operator);
+    assert_eq!(outcome.unwrap_err().blame(), Blame::Cancelled);
+    assert!(asked.elapsed() <= Duration::from_millis(100), "{:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn a_source_that_falls_silent_runs_into_the_idle_deadline() {
     let (mut ours, theirs) = memory_pair(BUFFER);

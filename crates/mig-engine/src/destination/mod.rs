@@ -32,7 +32,7 @@ use mig_transport::{Blame, Listener};
 use self::{load::Load, loader::Loader};
 use crate::{
     accept::{Accepted, Acceptor},
-    answers::{Answers, drain},
+    answers::{Answers, Farewell, drain},
     deadlines::Deadlines,
     error::{Error, Owner, Result},
     guest::Guest,
@@ -54,14 +54,9 @@ pub(crate) const HANGING_UP: &str = "the source to hang up";
 /// How long the source may take to hang up after the verdict before it is hung up on.
 const HANG_UP_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a failed destination tries to say so.
-const LAST_WORDS: Duration = Duration::from_millis(50);
-
-/// How long the source of a failed migration may take to hear that and to hang up.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-/// The same after a cancel, which is promised to take no longer than 100 ms, [`LAST_WORDS`] included.
-const HASTY_FAREWELL: Duration = Duration::from_millis(40);
+/// What a failed destination may spend on saying so.
+const FAREWELL: Farewell =
+    Farewell { telling: Duration::from_millis(50), hearing: Duration::from_secs(1) };
 
 /// One guest to be received, once.
 pub struct Destination {
@@ -193,16 +188,12 @@ impl Destination {
             data.hub().stop();
         }
         let owner = progress.owner();
-        if owner == Owner::Source {
-            answers.failure(LAST_WORDS).await;
-            // A connection that is closed with bytes unread in it takes what was just said along.
-            if let Some((_stream, reader)) = link.main.as_mut().filter(|_| answers.is_open()) {
-                let limit = match error.blame() {
-                    Blame::Cancelled => HASTY_FAREWELL,
-                    _ => FAREWELL,
-                };
-                let _late = drain(reader, limit).await;
-            }
+        if let (Owner::Source, Some((stream, reader))) = (owner, &mut link.main) {
+            let limits = match error.blame() {
+                Blame::Cancelled => Farewell::HASTY,
+                _ => FAREWELL,
+            };
+            answers.farewell(stream, reader, limits).await;
         }
         drop(link);
         let error = error.during(shared.status().as_str()).owned_by(owner);

@@ -9,7 +9,7 @@ use mig_transport::{Blame, Listener};
 
 use crate::{
     accept::Acceptor,
-    answers::{Answers, drain},
+    answers::{Answers, Farewell, drain},
     deadlines::Deadlines,
     destination::{BYTES, HANGING_UP, SOURCE, TELLING},
     error::{Error, Owner, Result},
@@ -36,9 +36,10 @@ const CLOSE: Duration = Duration::from_secs(10);
 /// How long data channels may take to end after the source was told.
 const CLOSE_DATA: Duration = Duration::from_secs(2);
 /// What a failure may spend on telling the source and on cleaning up.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// The same for a cancel, which is promised to take no longer than 100 ms.
-const HASTY_FAREWELL: Duration = Duration::from_millis(40);
+const FAREWELL: Farewell =
+    Farewell { telling: Duration::from_secs(1), hearing: Duration::from_secs(1) };
+/// In which a cancel lets a name be given that nearly is.
+const NAMING: Duration = Duration::from_millis(30);
 
 /// What the writing of what came is called.
 const DISK: &str = "what came to be written and durable";
@@ -486,7 +487,9 @@ impl Session<'_, '_> {
 
     /// Names the file, then tells the source. A cancel comes too late, unless the disk takes its time.
     async fn conclude(self) -> Result<Recorded> {
-        let Self { mut reader, mut answers, sink, pages, shared, stream, memory, hooks, .. } = self;
+        let Self {
+            mut reader, mut answers, sink, pages, shared, mut stream, memory, hooks, ..
+        } = self;
         // All of it is written, and nobody else may touch it any more.
         drop(memory);
         let stop = stream.shutdown_handle();
@@ -503,9 +506,8 @@ impl Session<'_, '_> {
             Ok(bytes) => bytes,
             Err(error) => {
                 let hasty = error.blame() == Blame::Cancelled;
-                let limit = if hasty { HASTY_FAREWELL / 2 } else { FAREWELL };
-                answers.failure(limit).await;
-                let _late = drain(&mut reader, limit).await;
+                let limits = if hasty { Farewell::HASTY } else { FAREWELL };
+                answers.farewell(&mut stream, &mut reader, limits).await;
                 stop.shutdown();
                 return Err(error.during("device"));
             }
@@ -546,17 +548,12 @@ impl Session<'_, '_> {
         // First out of the transport's reach.
         drop(hooks);
         drop(memory);
-        let limit = if hasty { HASTY_FAREWELL } else { FAREWELL };
+        let limits = if hasty { Farewell::HASTY } else { FAREWELL };
         let farewell = async {
-            // The way back may have been asked for in the same bytes that broke a rule.
-            let _opened = tokio::time::timeout(limit, answers.give(&mut stream)).await;
-            answers.failure(limit).await;
-            if answers.is_open() {
-                let _late = drain(&mut reader, limit).await;
-            }
+            answers.farewell(&mut stream, &mut reader, limits).await;
             stream.shutdown_handle().shutdown();
         };
-        tokio::join!(farewell, sink.abandon(2 * limit));
+        tokio::join!(farewell, sink.abandon(limits.whole()));
     }
 }
 
@@ -588,7 +585,7 @@ fn check_guest(expected: Option<[u8; 16]>, configuration: &Configuration) -> Res
 /// Cancel safe.
 async fn too_late_for_a_name(shared: &Shared) {
     shared.cancelled().await;
-    tokio::time::sleep(HASTY_FAREWELL).await;
+    tokio::time::sleep(NAMING).await;
 }
 
 /// Brings the statistics up to date. Pages that came `beside` the stream are no bytes of it.

@@ -394,3 +394,25 @@ async fn more_questions_than_fit_one_list_of_answers_are_answered() {
         assert_eq!(pong, [[0, 2, 0, 4], value.to_be_bytes()].concat());
     }
 }
+
+/// Who cannot be told need not be given the time to hear it: the source is let go at once, and goes on.
+#[tokio::test(start_paused = true)]
+async fn a_destination_whose_way_back_broke_hangs_up_at_once() {
+    let mut pair = Pair::new();
+    let (mut source, from) = tokio::io::duplex(1 << 20);
+    let (to, way_back) = tokio::io::duplex(16);
+    drop(way_back);
+    let endpoint = mig_transport::Endpoint { transport: "broken", ..Default::default() };
+    let mut listener = Arriving::new([mig_testkit::stream_channel(Some(from), Some(to), endpoint)]);
+    let mut head = encode::FILE_HEADER.to_vec();
+    encode::configuration(&mut head, &Configuration::new(b"test-1.0").unwrap());
+    encode::command(&mut head, &Command::OpenReturnPath);
+    encode::command(&mut head, &Command::Ping(1));
+    source.write_all(&head).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let error = pair.destination.run(&mut listener).await.unwrap_err();
+    assert_eq!((error.blame(), error.owner()), (Blame::Io, Owner::Source), "{error}");
+    // The clock stands still unless somebody waits.
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert!(source.write_all(&head).await.is_err(), "it was not let go");
+}
