@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt::Write as _};
 
-use mig::transport::Blame;
+use mig::{engine::Wait, transport::Blame};
 use serde_json::{Value, json};
 
 use crate::exit;
@@ -56,6 +56,14 @@ impl Failure {
         self
     }
 
+    /// What to do where a wait of this kind ran out of time.
+    pub(crate) fn ran_out(self, wait: Wait) -> Self {
+        self.next(format!(
+            "{}, or allow more time: --deadline {wait}=DURATION of `mig recv` and `mig send`",
+            wait.advice()
+        ))
+    }
+
     fn add_causes(&mut self, mut cause: Option<&(dyn Error + 'static)>) {
         while let Some(error) = cause {
             let text = error.to_string();
@@ -107,10 +115,7 @@ impl From<mig::engine::Error> for Failure {
     fn from(error: mig::engine::Error) -> Self {
         let failure = Self::from_error(error.blame(), &error).at(error.position());
         match error.wait() {
-            Some(wait) => failure.next(format!(
-                "{}, or allow more time: --deadline {wait}=DURATION of `mig recv` and `mig send`",
-                wait.advice()
-            )),
+            Some(wait) => failure.ran_out(wait),
             None => failure,
         }
     }

@@ -10,10 +10,10 @@ use std::{
 use mig::{
     ListenOptions,
     engine::{
-        Deadlines, Discard, MigrationHandle, RecordOptions, Recorded, Recorder, StreamSink,
+        Deadlines, Discard, MigrationHandle, RecordOptions, Recorded, Recorder, StreamSink, Wait,
         WriteSink,
     },
-    transport::{Address, AllowList, MigrationAddress},
+    transport::{Address, AllowList, Blame, Listener, MigrationAddress},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     inspect::{self, Collector, Report},
     multifd, pinning, result,
     standard::{self, Wanted},
-    supervise::{Signals, block_on, supervise},
+    supervise::{Limit, Signals, block_on, prepare, supervise},
     talk::Talk,
     tls,
 };
@@ -133,6 +133,7 @@ fn patient(flags: &DeadlineFlags) -> Outcome<Deadlines> {
 
 async fn record(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
     let mut signals = Signals::catch()?;
+    let limit = Limit::from_now(plan.timeout);
     let recorder = Recorder::new(plan.options);
     let handle = begun.get_or_init(|| recorder.handle());
     let sink: Box<dyn StreamSink> = match &plan.keep {
@@ -140,14 +141,31 @@ async fn record(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> O
         Keep::Stdout => Box::new(WriteSink::new(io::stdout(), "stdout")),
         Keep::File(path) => mig::file_sink(path)?,
     };
-    let mut listener = mig::listener(&plan.address, &plan.listen).await?;
+    let mut listener = listen(&mut signals, limit, &plan.address, &plan.listen).await?;
     // Nobody is served yet.
     warn_if_open(&plan.address, &plan.listen, talk);
     let progress = talk.progress("receiving", None);
     let work = recorder.run(&mut *listener, sink, None);
-    let recorded = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await?;
+    let recorded = supervise(talk, handle, &mut signals, limit, progress, work).await?;
     tell(&recorded, &plan.keep, talk);
     Ok(())
+}
+
+/// Opens the door; the name of where it is may have to be looked up.
+async fn listen(
+    signals: &mut Signals,
+    limit: Limit,
+    address: &MigrationAddress,
+    options: &ListenOptions,
+) -> Outcome<Box<dyn Listener>> {
+    let work = async {
+        mig::listener(address, options).await.map_err(|error| match Failure::from(error) {
+            // Nothing else here has one.
+            failure if failure.blame == Blame::Deadline => failure.ran_out(Wait::Connect),
+            failure => failure,
+        })
+    };
+    prepare(signals, limit, "its own address to be looked up and opened", work).await
 }
 
 fn tell(recorded: &Recorded, keep: &Keep, talk: &Talk) {
@@ -191,20 +209,20 @@ pub(crate) fn inspect(
     let mut collector = Collector::new(None);
     let outcome = block_on(async {
         let mut signals = Signals::catch()?;
+        let limit = Limit::from_now(plan.timeout.map(|limit| limit.0));
         let mut options = RecordOptions::default();
         options.deadlines = patient(plan.deadlines)?;
         options.stream = inspect::options();
-        let mut listen = ListenOptions::default();
-        listen.allow = door(plan.door, plan.tls, &address)?;
-        listen.tls = tls::destination(plan.tls)?;
-        listen.set_deadlines(&options.deadlines);
-        let mut listener = mig::listener(&address, &listen).await?;
-        warn_if_open(&address, &listen, talk);
+        let mut door_options = ListenOptions::default();
+        door_options.allow = door(plan.door, plan.tls, &address)?;
+        door_options.tls = tls::destination(plan.tls)?;
+        door_options.set_deadlines(&options.deadlines);
+        let mut listener = listen(&mut signals, limit, &address, &door_options).await?;
+        warn_if_open(&address, &door_options, talk);
         let recorder = Recorder::new(options);
         let handle = recorder.handle();
         let progress = Talk::new(true, false).progress("reading", None);
         let work = recorder.run(&mut *listener, Box::new(Discard), Some(&mut collector));
-        let limit = plan.timeout.map(|limit| limit.0);
         supervise(talk, &handle, &mut signals, limit, progress, work).await.map(|_recorded| ())
     });
     let report = collector.finish_live(outcome.as_ref().err());

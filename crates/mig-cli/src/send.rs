@@ -25,7 +25,7 @@ use crate::{
     recv::parse,
     result,
     standard::{self, Wanted},
-    supervise::{Signals, block_on, supervise},
+    supervise::{Limit, Signals, block_on, prepare_blocking, supervise},
     talk::Talk,
     tls,
 };
@@ -110,15 +110,18 @@ fn plan(flags: &SendFlags) -> Outcome<Plan> {
     Ok(Plan { from, address, options, connect, timeout: flags.timeout.map(|limit| limit.0) })
 }
 
-async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
+async fn replay(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> Outcome {
     let mut signals = Signals::catch()?;
+    let Plan { from, address, mut options, connect, timeout } = plan;
+    let limit = Limit::from_now(timeout);
     // Before the file, which may take long to read: a transport that this machine does not have.
-    let connector = mig::connector(&plan.address, &plan.connect)?;
-    let opened = open(&plan.from)?;
-    plan.options.stream = opened.stored.inform(plan.options.stream);
-    let multifd = plan.options.multifd;
-    let tls = plan.connect.tls.clone();
-    let mut replayer = Replayer::new(plan.options);
+    let connector = mig::connector(&address, &connect)?;
+    let opened =
+        prepare_blocking(&mut signals, limit, "the stored stream", move || open(&from)).await?;
+    options.stream = opened.stored.inform(options.stream);
+    let multifd = options.multifd;
+    let tls = connect.tls;
+    let mut replayer = Replayer::new(options);
     if let Some(mut again) = opened.again {
         replayer = replayer.with_second_reading(move || {
             io::Seek::rewind(&mut again)?;
@@ -128,9 +131,9 @@ async fn replay(mut plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) 
     let handle = begun.get_or_init(|| replayer.handle());
     let progress = talk.progress("sending", opened.len);
     let work = replayer.run(&*connector, opened.input, &opened.name);
-    let replayed = supervise(talk, handle, &mut signals, plan.timeout, progress, work).await;
+    let replayed = supervise(talk, handle, &mut signals, limit, progress, work).await;
     let replayed = replayed.map_err(|failure| advised(failure, multifd, tls.as_ref()))?;
-    tell(&replayed, &plan.address, talk);
+    tell(&replayed, &address, talk);
     Ok(())
 }
 

@@ -1,16 +1,20 @@
 //! Runs one migration under signals, a time limit and a progress display.
 //!
 //! ```text
-//!   SIGINT, SIGTERM ─┐
-//!   --timeout ───────┴─▶ MigrationHandle::cancel ──▶ the engine tells the far end, leaves nothing behind
-//!   a second signal ───▶ leave at once, exit code 4
+//!                        prepare: names are looked up, files opened    supervise: the migration
+//!   SIGINT, SIGTERM ─┐     │                                             │
+//!   --timeout ───────┴─────┴─▶ abandoned                                 └─▶ MigrationHandle::cancel ──▶ the engine tells
+//!   a second signal ───▶ leave at once, exit code 4                          the far end, leaves nothing behind
 //! ```
 
 use std::{future::Future, process, time::Duration};
 
-use mig::{engine::MigrationHandle, transport::Blame};
+use mig::{engine::MigrationHandle, proto::state::MigrationStatus, transport::Blame};
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
 
 use crate::{
     exit,
@@ -63,6 +67,72 @@ impl Signals {
     }
 }
 
+/// When the whole command has to be over (`--timeout`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit(Option<(Duration, Instant)>);
+
+impl Limit {
+    /// So long from now on; without one there is none.
+    pub(crate) fn from_now(timeout: Option<Duration>) -> Self {
+        Self(timeout.and_then(|after| Some((after, Instant::now().checked_add(after)?))))
+    }
+
+    /// Answers how long it was, once it is over.
+    async fn over(self) -> Duration {
+        match self.0 {
+            Some((after, at)) => {
+                tokio::time::sleep_until(at).await;
+                after
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn ran_out(after: Duration, waits_for: &str, state: &str) -> Failure {
+        Failure::new(
+            Blame::Deadline,
+            format!(
+                "--timeout: not done within {}; it was waiting for {waits_for} (state {state})",
+                humantime::format_duration(after)
+            ),
+        )
+    }
+}
+
+/// Does what comes before a migration and may take long, as looking up a name or opening a file does. A signal or the time
+/// limit abandons it; what hangs in the operating system is left behind.
+pub(crate) async fn prepare<T>(
+    signals: &mut Signals,
+    limit: Limit,
+    waits_for: &'static str,
+    work: impl Future<Output = Outcome<T>>,
+) -> Outcome<T> {
+    tokio::select! {
+        biased;
+        () = signals.next() => {
+            Err(Failure::new(Blame::Cancelled, format!("cancelled while waiting for {waits_for}")))
+        }
+        after = limit.over() => {
+            Err(Limit::ran_out(after, waits_for, MigrationStatus::None.as_str()))
+        }
+        done = work => done,
+    }
+}
+
+/// The same for what can only be waited for by blocking.
+pub(crate) async fn prepare_blocking<T: Send + 'static>(
+    signals: &mut Signals,
+    limit: Limit,
+    waits_for: &'static str,
+    work: impl FnOnce() -> Outcome<T> + Send + 'static,
+) -> Outcome<T> {
+    let work = async {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|error| Failure::new(Blame::Io, waits_for).caused_by(&error))?
+    };
+    prepare(signals, limit, waits_for, work).await
+}
+
 /// What stops a command before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
@@ -76,12 +146,12 @@ pub(crate) async fn supervise<T>(
     talk: &Talk,
     handle: &MigrationHandle,
     signals: &mut Signals,
-    timeout: Option<Duration>,
+    limit: Limit,
     mut progress: Progress,
     work: impl Future<Output = mig::engine::Result<T>>,
 ) -> Outcome<T> {
     let mut work = std::pin::pin!(work);
-    let mut limit = std::pin::pin!(deadline(timeout));
+    let mut limit = std::pin::pin!(limit.over());
     let mut redraw = tokio::time::interval(Progress::INTERVAL);
     let mut stop = None;
     let mut addresses_told = false;
@@ -112,13 +182,9 @@ pub(crate) async fn supervise<T>(
     };
     drop(progress);
     outcome.map_err(|error| match (error.blame(), stop) {
-        (Blame::Cancelled, Some(Stop::Timeout(after, state, waits_for))) => Failure::new(
-            Blame::Deadline,
-            format!(
-                "--timeout: not done within {}; it was waiting for {waits_for} (state {state})",
-                humantime::format_duration(after)
-            ),
-        ),
+        (Blame::Cancelled, Some(Stop::Timeout(after, state, waits_for))) => {
+            Limit::ran_out(after, waits_for, state)
+        }
         _ => error.into(),
     })
 }
@@ -129,14 +195,4 @@ fn tell_addresses(talk: &Talk, addresses: &[String]) {
         talk.say(&format!("listening on {address}"));
     }
     talk.object(&json!({ "status": "setup", "socket-address": addresses }));
-}
-
-async fn deadline(timeout: Option<Duration>) -> Duration {
-    match timeout {
-        Some(timeout) => {
-            tokio::time::sleep(timeout).await;
-            timeout
-        }
-        None => std::future::pending().await,
-    }
 }

@@ -27,14 +27,13 @@ fn is_cancelled_at_once(child: Child) {
     assert_eq!(last_json(&output)["status"], "cancelled");
 }
 
-/// `mig send` in a network of its own, where nothing that is sent arrives anywhere.
-fn sends_into_nowhere(scratch: &Scratch, uri: &str, more: &str) -> Child {
-    let file = scratch.write("stored.mig", &corpus("pc"));
+/// `mig` in a network of its own, where nothing that is sent arrives anywhere.
+fn stranded(scratch: &Scratch, arguments: &str) -> Child {
     let resolver = scratch.write("resolv.conf", b"nameserver 192.0.2.53\noptions timeout:30\n");
     let command = format!(
         "ip link set lo up && ip tuntap add dev mig0 mode tun && ip addr add 192.0.2.1/24 dev mig0 && \
          ip link set mig0 up && mount --bind {resolver} /etc/resolv.conf && \
-         exec {MIG} send {file} {uri} --json {more}"
+         exec {MIG} {arguments} --json"
     );
     Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c", &command])
@@ -59,19 +58,55 @@ fn waits(child: &Child, asks_for_a_name: bool) -> bool {
 
 #[test]
 fn a_name_server_that_does_not_answer_and_a_host_that_is_not_there() {
-    for (uri, asks_for_a_name) in [("tcp:far.example:4444", true), ("tcp:192.0.2.9:4444", false)] {
-        let scratch = Scratch::new();
-        let mut child = sends_into_nowhere(&scratch, uri, "");
+    let scratch = Scratch::new();
+    let file = scratch.write("stored.mig", &corpus("pc"));
+    for (command, asks_for_a_name) in [
+        (format!("send {file} tcp:far.example:4444"), true),
+        (format!("send {file} tcp:192.0.2.9:4444"), false),
+        ("recv tcp:far.example:4444".into(), true),
+        ("inspect tcp:far.example:4444".into(), true),
+    ] {
+        let mut child = stranded(&scratch, &command);
         while !waits(&child, asks_for_a_name) {
             assert!(child.try_wait().unwrap().is_none(), "{}", stderr(&finish(child)));
             thread::yield_now();
         }
-        is_cancelled_at_once(child);
-        let output = finish(sends_into_nowhere(&scratch, uri, "--deadline connect=300ms"));
-        assert_exit(&output, 5);
-        let said = stderr(&output);
-        assert!(said.contains("300ms") && said.contains("--deadline connect="), "{said}");
+        match command.starts_with("inspect") {
+            false => is_cancelled_at_once(child),
+            // What it prints is a report, whatever happened.
+            true => {
+                signal(&child, "INT");
+                assert_exit(&finish(child), 4);
+            }
+        }
+        for (limit, named) in
+            [("--deadline connect=300ms", "--deadline connect="), ("--timeout 300ms", "--timeout")]
+        {
+            let output = finish(stranded(&scratch, &format!("{command} {limit}")));
+            assert_exit(&output, 5);
+            let said = stderr(&output);
+            assert!(said.contains("300ms") && said.contains(named), "{command}: {said}");
+        }
     }
+}
+
+/// Whoever should write the stored stream does not even open the pipe.
+#[test]
+fn a_stored_stream_that_cannot_be_opened() {
+    let scratch = Scratch::new();
+    let pipe = scratch.file("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let send = mig(&["send", &pipe, "tcp:127.0.0.1:1", "--json"]).spawn().unwrap();
+    // The thread that opens it.
+    while !waits(&send, true) {
+        thread::yield_now();
+    }
+    is_cancelled_at_once(send);
+    let arguments = ["send", &pipe, "tcp:127.0.0.1:1", "--json", "--timeout", "300ms"];
+    let output = finish(mig(&arguments).spawn().unwrap());
+    assert_exit(&output, 5);
+    let said = stderr(&output);
+    assert!(said.contains("--timeout") && said.contains("the stored stream"), "{said}");
 }
 
 /// It answers nobody's wish to end but the kernel's, and reads nothing, so that the pipe is full.
