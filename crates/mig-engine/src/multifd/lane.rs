@@ -109,7 +109,7 @@ pub(super) fn thread_cpu() -> Duration {
 }
 
 /// As the statistics count it.
-fn micros(time: Duration) -> u64 {
+pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

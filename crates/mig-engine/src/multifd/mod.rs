@@ -21,6 +21,7 @@ pub(crate) mod lane;
 mod packer;
 pub(crate) mod receive;
 pub(crate) mod send;
+mod slow_compressor;
 
 pub use self::{
     growth::AutoChannels,

@@ -1,6 +1,7 @@
 //! Compresses the pages of packets, where they are compressed (docs/wire/ram.md §9.6).
 
 use std::{
+    mem::take,
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
@@ -9,7 +10,10 @@ use mig_compress::{Budget, Compressor, Level, MAX_SAMPLE_BYTES, choose_level, pa
 use mig_proto::multifd::{Method, PACKET_PAGES};
 use mig_ram::PAGE_SIZE;
 
-use super::lane::processors;
+use super::{
+    lane::processors,
+    slow_compressor::{Packet, SlowCompressor},
+};
 use crate::{
     error::{Error, Result},
     parameters::{MultifdCompression, Parameters},
@@ -38,11 +42,8 @@ const REVIEW_PACKETS: u32 = 32;
 /// Levels between which one adapts: 0 stores, and above 6 zlib gains next to nothing for twice the time.
 const ADAPTING: RangeInclusive<i32> = 1..=6;
 
-/// From this level on zstd takes longer for a packet than a cancel may wait: 4 MB/s and less.
+/// From this level on zstd takes longer for a packet than a cancel may wait: 4 MB/s and less, and tables to be set up first.
 const SLOW_ZSTD: i32 = 13;
-
-/// Then so much is compressed at a time: about 20 ms at the highest level.
-const SLOW_PIECE: usize = 8 * PAGE_SIZE;
 
 /// One channel's compressor, for the channel's whole life. Costs the channel 1.1 MiB beside the library's own state.
 pub(super) struct Packer {
@@ -50,7 +51,7 @@ pub(super) struct Packer {
 }
 
 struct Stream {
-    compressor: Compressor,
+    place: Place,
     /// The guest goes on writing: what is compressed must hold still.
     pages: Vec<u8>,
     payload: Vec<u8>,
@@ -60,10 +61,22 @@ struct Stream {
     packets: u32,
 }
 
-impl Stream {
-    fn is_slow(&self) -> bool {
-        self.compressor.method() == mig_compress::Method::Zstd
-            && self.compressor.level().number() >= SLOW_ZSTD
+/// Where pages are compressed.
+enum Place {
+    /// On the lane, which hears a cancel after each packet.
+    Here(Compressor),
+    /// Beside it, because that would take too long.
+    Aside(SlowCompressor),
+}
+
+impl Place {
+    fn of(compressor: Compressor) -> Result<Self> {
+        let slow = compressor.method() == mig_compress::Method::Zstd
+            && compressor.level().number() >= SLOW_ZSTD;
+        Ok(match slow {
+            true => Self::Aside(SlowCompressor::start(compressor)?),
+            false => Self::Here(compressor),
+        })
     }
 }
 
@@ -74,6 +87,8 @@ pub(super) struct Spent {
     pub(super) bytes_out: u64,
     pub(super) compressing: Duration,
     pub(super) waiting: Duration,
+    /// Processor time of other threads than the lane's.
+    pub(super) aside: Duration,
 }
 
 impl Spent {
@@ -82,6 +97,7 @@ impl Spent {
         self.bytes_out += other.bytes_out;
         self.compressing += other.compressing;
         self.waiting += other.waiting;
+        self.aside += other.aside;
     }
 }
 
@@ -142,7 +158,7 @@ impl Packer {
         let compressor = Compressor::new(method, packing.level).map_err(failed)?;
         const PACKET: usize = PACKET_PAGES * PAGE_SIZE;
         let stream = Stream {
-            compressor,
+            place: Place::of(compressor)?,
             pages: Vec::with_capacity(PACKET),
             payload: Vec::with_capacity(payload_bound(PACKET)),
             adapts: packing.adapts,
@@ -153,7 +169,7 @@ impl Packer {
     }
 
     /// The payload of a packet with these pages of a block, and what it cost; empty where nothing is compressed, and
-    /// where there are no pages. Where that takes long, it gives way now and then to who wants it to end.
+    /// where there are no pages.
     ///
     /// # Cancel safety
     ///
@@ -169,20 +185,23 @@ impl Packer {
         }
         stream.payload.clear();
         let begun = Instant::now();
-        if stream.is_slow() {
-            for piece in stream.pages.chunks(SLOW_PIECE) {
-                stream.compressor.feed_through(piece, &mut stream.payload).map_err(failed)?;
-                tokio::task::yield_now().await;
+        let mut aside = Duration::ZERO;
+        match &mut stream.place {
+            Place::Here(compressor) => {
+                compressor.compress(&stream.pages, &mut stream.payload).map_err(failed)?;
             }
-            stream.compressor.flush(&mut stream.payload).map_err(failed)?;
-        } else {
-            stream.compressor.compress(&stream.pages, &mut stream.payload).map_err(failed)?;
+            Place::Aside(compressor) => {
+                let (pages, payload) = (take(&mut stream.pages), take(&mut stream.payload));
+                let packed = compressor.pack(Packet { pages, payload, cpu: aside }).await?;
+                (stream.pages, stream.payload, aside) = (packed.pages, packed.payload, packed.cpu);
+            }
         }
         let spent = Spent {
             bytes_in: stream.pages.len() as u64,
             bytes_out: stream.payload.len() as u64,
             compressing: begun.elapsed(),
             waiting: Duration::ZERO,
+            aside,
         };
         Ok((&stream.payload, spent))
     }
@@ -192,18 +211,19 @@ impl Packer {
         let Some(stream) = self.stream.as_mut().filter(|stream| stream.adapts) else {
             return Ok(());
         };
+        let Place::Here(compressor) = &mut stream.place else { return Ok(()) };
         stream.recent.add(spent);
         stream.packets += 1;
         if stream.packets < REVIEW_PACKETS {
             return Ok(());
         }
         stream.packets = 0;
-        let recent = std::mem::take(&mut stream.recent);
-        let level = stream.compressor.level().number();
+        let recent = take(&mut stream.recent);
+        let level = compressor.level().number();
         let better = adapted(level, &recent);
         if better != level {
-            let better = Level::new(stream.compressor.method(), better).map_err(failed)?;
-            stream.compressor.set_level(better).map_err(failed)?;
+            let better = Level::new(compressor.method(), better).map_err(failed)?;
+            compressor.set_level(better).map_err(failed)?;
             tracing::debug!(level = %better, "zlib level changed");
         }
         Ok(())
@@ -262,9 +282,9 @@ mod tests {
         }
     }
 
-    /// A packet at the highest level takes most of a second; a cancel waits for a piece of it.
-    #[test]
-    fn a_slow_level_gives_way_and_its_payload_is_whole() {
+    /// A packet at the highest level takes most of a second, which nobody waits for who wants to end.
+    #[tokio::test]
+    async fn a_slow_level_is_waited_for_beside_and_its_payload_is_whole() {
         let ram =
             mig_ram::RamBlocks::new([mig_ram::RamBlock::new("x", 512 << 10).unwrap()]).unwrap();
         let memory: &dyn mig_ram::GuestMemory = &ram;
@@ -280,16 +300,8 @@ mod tests {
         let packing = Packing { method: Method::Zstd, level, adapts: false };
         let mut packer = Packer::new(&packing).unwrap();
         let offsets: Vec<u64> = (0..PACKET_PAGES).map(|page| (page * PAGE_SIZE) as u64).collect();
-        let mut turns = 0;
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let mut packing = std::pin::pin!(packer.pack(&pages.blocks()[0], &offsets));
-        let (payload, spent) = loop {
-            match std::future::Future::poll(packing.as_mut(), &mut context) {
-                std::task::Poll::Ready(packed) => break packed.unwrap(),
-                std::task::Poll::Pending => turns += 1,
-            }
-        };
-        assert_eq!(turns, PACKET_PAGES * PAGE_SIZE / SLOW_PIECE);
+        let (payload, spent) = packer.pack(&pages.blocks()[0], &offsets).await.unwrap();
+        assert!(spent.aside > Duration::ZERO, "it was compressed on the lane");
         assert_eq!(spent.bytes_in, 512 << 10);
         let mut unpacked = vec![0; 512 << 10];
         let mut decompressor = mig_compress::Decompressor::new(mig_compress::Method::Zstd).unwrap();

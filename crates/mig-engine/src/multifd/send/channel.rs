@@ -18,7 +18,10 @@ use tokio::sync::mpsc;
 use super::{Common, Order};
 use crate::{
     error::{Error, Result},
-    multifd::{lane::thread_cpu, packer::Packer},
+    multifd::{
+        lane::{micros, thread_cpu},
+        packer::Packer,
+    },
     parameters::ZeroPageDetection,
     source::pages::{Batch, Block},
     turn::Turn,
@@ -161,6 +164,8 @@ impl SendChannel {
                 out.flush().await?;
                 spent.waiting = begun.elapsed();
                 common.add_spent(&spent);
+                common.add_cpu(spent.aside);
+                common.migration.statistics.lanes_cpu_us.add(micros(spent.aside));
                 packer.sent(&spent)?;
             }
         }
