@@ -13,12 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    event::PollFlags,
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     failure::Result,
     link::LinkEnd,
     role::{self, Foreign, Role},
+    watch,
 };
 
 /// How long anything may take that no contest waits for: a start, an end.
@@ -135,6 +140,27 @@ impl Helper {
         Ok(self.child.try_wait()?)
     }
 
+    /// Interrupts it, as a person would (SIGINT), and waits for its end.
+    pub(crate) fn interrupt(&mut self, limit: Duration) -> Result<Interrupted> {
+        let process = Pid::from_child(&self.child);
+        let end = pidfd_open(process, PidfdFlags::empty())?;
+        let asked = Instant::now();
+        kill_process(process, Signal::INT)?;
+        let ended = watch::until(&end, PollFlags::IN, limit)
+            .map_err(|why| self.complaint(&format!("did not end when interrupted: {why}")))?;
+        Ok(Interrupted { asked, ended, status: self.wait(STEP)? })
+    }
+
+    /// Its standard input, for somebody else to fill, once.
+    pub(crate) fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.stdin.take()
+    }
+
+    /// The last line of its output, once it has ended.
+    pub(crate) fn last_line(&mut self) -> Option<String> {
+        self.stdout.iter().last()
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;
@@ -174,6 +200,14 @@ impl Helper {
     pub(crate) fn thread_seconds(&self, names: &[&str]) -> Result<f64> {
         thread_seconds(self.id(), names)
     }
+}
+
+/// How an interrupted child ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interrupted {
+    pub(crate) asked: Instant,
+    pub(crate) ended: Instant,
+    pub(crate) status: ExitStatus,
 }
 
 impl Drop for Helper {

@@ -30,7 +30,9 @@ mod rdma;
 mod report;
 mod role;
 mod statistics;
+mod stream;
 mod suite;
+mod watch;
 
 use std::process::ExitCode;
 

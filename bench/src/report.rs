@@ -49,9 +49,11 @@ pub(crate) struct Figure {
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
+    /// Every single one, not the median.
+    NeverAbove(f64),
 }
 
-/// How the median stands to the goal.
+/// How the figure stands to the goal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
@@ -60,10 +62,11 @@ pub(crate) enum Verdict {
 }
 
 impl Goal {
-    fn verdict(self, value: f64) -> Verdict {
+    fn verdict(self, spread: Spread) -> Verdict {
         let met = match self {
-            Self::AtLeast(goal) => value >= goal,
-            Self::AtMost(goal) => value <= goal,
+            Self::AtLeast(goal) => spread.median >= goal,
+            Self::AtMost(goal) => spread.median <= goal,
+            Self::NeverAbove(goal) => spread.max <= goal,
         };
         if met { Verdict::Met } else { Verdict::Missed }
     }
@@ -75,14 +78,14 @@ impl Figure {
         Self { what: what.into(), unit, spread, goal: None, verdict: None }
     }
 
-    /// A number to be judged, by its median.
+    /// A number to be judged.
     pub(crate) fn judged(
         what: impl Into<String>,
         unit: &'static str,
         spread: Spread,
         goal: Goal,
     ) -> Self {
-        let verdict = Some(goal.verdict(spread.median));
+        let verdict = Some(goal.verdict(spread));
         Self { goal: Some(goal), verdict, ..Self::told(what, unit, spread) }
     }
 }
@@ -116,6 +119,9 @@ impl Section {
                         (format!("≥ {}", number(goal)), verdict)
                     }
                     (Some(Goal::AtMost(goal)), verdict) => (format!("≤ {}", number(goal)), verdict),
+                    (Some(Goal::NeverAbove(goal)), verdict) => {
+                        (format!("all ≤ {}", number(goal)), verdict)
+                    }
                     (None, _) => ("-".into(), None),
                 };
                 let verdict = match verdict {

@@ -1,5 +1,6 @@
 //! The benchmarks, one file each kind, in the order in which they run.
 
+mod cancel;
 mod cold;
 mod curve;
 mod decoder;
@@ -145,6 +146,12 @@ pub(crate) const ALL: &[Benchmark] = &[
         title: "what a stranger costs a listener",
         lab: false,
         run: door::run,
+    },
+    Benchmark {
+        name: "cancel",
+        title: "how long a cancel takes, in every wait",
+        lab: false,
+        run: cancel::run,
     },
     Benchmark {
         name: "multifd-netem",

@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mig_proto::{Configuration, Name, RamWord, SectionHeader, SectionKind, encode};
-
 use super::Plan;
 use crate::{
     child::{Helper, STEP, TRANSFER},
@@ -18,10 +16,10 @@ use crate::{
     report::{Figure, Goal, Section},
     role::Foreign,
     statistics::Spread,
+    stream::Stream,
 };
 
-const PAGE: usize = 4096;
-const RAM_PAGES: usize = 16 << 10;
+const STREAM: Stream = Stream::of_pages(16 << 10);
 // Long enough for every buffer to have been used once.
 const SHORT_ROUNDS: usize = 4;
 const LONG_ROUNDS: usize = 40;
@@ -49,7 +47,7 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
             );
         }
         let growth = Spread::of_ratios(long.iter().copied(), short.iter().copied());
-        let length = |rounds| (rounds * RAM_PAGES * PAGE) >> 20;
+        let length = |rounds| (rounds * STREAM.ram_bytes()) >> 20;
         section.figures.push(Figure::told(
             format!("peak for {} MiB, {what}", length(SHORT_ROUNDS)),
             "MiB",
@@ -102,14 +100,14 @@ fn peak(program: &Path, rounds: usize, save: bool) -> Result<f64> {
     let mut look = |receiver: &Helper| most = receiver.peak_rss().unwrap_or(0).max(most);
     for part in 0..=rounds {
         let bytes = match part {
-            0 => head(),
-            _ => round(part as u8),
+            0 => STREAM.head(),
+            _ => STREAM.round(part as u8),
         };
         let sent = stream.write_all(&bytes);
         sent.map_err(|error| receiver.complaint(&format!("stopped reading ({error})")))?;
         look(&receiver);
     }
-    stream.write_all(&tail())?;
+    stream.write_all(&Stream::tail())?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let deadline = Instant::now() + TRANSFER;
     let status = loop {
@@ -126,52 +124,4 @@ fn peak(program: &Path, rounds: usize, save: bool) -> Result<f64> {
         return Err(receiver.complaint(&format!("failed ({status})")).into());
     }
     Ok(most as f64 / MIB)
-}
-
-fn header(kind: SectionKind) -> SectionHeader<'static> {
-    let idstr = Name::new(b"ram").expect("three bytes");
-    SectionHeader { kind, section_id: 1, idstr, instance_id: 0, version_id: 4 }
-}
-
-fn block() -> Name<'static> {
-    Name::new(b"bench.ram").expect("nine bytes")
-}
-
-fn end(stream: &mut Vec<u8>) {
-    encode::ram_word(stream, RamWord::EOS);
-    stream.extend_from_slice(&encode::footer(1));
-}
-
-fn head() -> Vec<u8> {
-    let mut stream = encode::FILE_HEADER.to_vec();
-    let configuration = Configuration::new(b"mig-bench-1").expect("a short name");
-    encode::configuration(&mut stream, &configuration);
-    encode::section(&mut stream, &header(SectionKind::Start));
-    let blocks = [encode::Block::new(block(), (RAM_PAGES * PAGE) as u64)];
-    encode::block_list(&mut stream, blocks.into_iter());
-    end(&mut stream);
-    stream
-}
-
-/// All of memory once more.
-fn round(contents: u8) -> Vec<u8> {
-    let mut stream = Vec::with_capacity(RAM_PAGES * (PAGE + 8) + 300);
-    encode::section(&mut stream, &header(SectionKind::Part));
-    let mut continued = encode::ContinueMemory::new();
-    for page in 0..RAM_PAGES {
-        let word = continued.word(0, RamWord::page((page * PAGE) as u64));
-        encode::page_head(&mut stream, word, block());
-        let filled = stream.len() + PAGE;
-        stream.resize(filled, contents | 1);
-    }
-    end(&mut stream);
-    stream
-}
-
-fn tail() -> Vec<u8> {
-    let mut stream = Vec::new();
-    encode::section(&mut stream, &header(SectionKind::End));
-    end(&mut stream);
-    stream.push(encode::EOF);
-    stream
 }

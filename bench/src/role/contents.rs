@@ -25,7 +25,7 @@ impl Contents {
     /// The noise of all contests.
     pub(crate) const NOISE: Self = Self::Noise(7);
 
-    pub(super) fn put_into(self, ram: &RamBlocks) -> Result<()> {
+    pub(crate) fn put_into(self, ram: &RamBlocks) -> Result<()> {
         let memory = whole(ram);
         match self {
             Self::Noise(seed) => fill(&memory, seed, Texture::Noise),

@@ -3,7 +3,7 @@
 use mig_engine::{DeviceSection, Guest, GuestError};
 use mig_proto::globalstate::RunState;
 
-pub(super) struct IdleGuest;
+pub(crate) struct IdleGuest;
 
 impl Guest for IdleGuest {
     fn machine_type(&self) -> String {

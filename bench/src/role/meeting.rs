@@ -16,7 +16,7 @@ use crate::{certificates::Certificates, failure::Result};
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `rdma_pin_all` matters to `rdma:` only; `tls` is a directory of certificates.
-pub(super) fn connector(
+pub(crate) fn connector(
     uri: &str,
     rdma_pin_all: bool,
     tls: Option<&Path>,
@@ -29,7 +29,7 @@ pub(super) fn connector(
     Ok(Box::new(TlsConnector::new(bare, credentials, name, TlsOptions::default())?))
 }
 
-pub(super) async fn listener(uri: &str, tls: Option<&Path>) -> Result<Box<dyn Listener>> {
+pub(crate) async fn listener(uri: &str, tls: Option<&Path>) -> Result<Box<dyn Listener>> {
     let bare = bare_listener(uri).await?;
     let Some(dir) = tls else { return Ok(bare) };
     let credentials = ServerCredentials::x509(dir, true)?;

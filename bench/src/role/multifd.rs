@@ -42,7 +42,7 @@ impl Multifd {
         }
     }
 
-    pub(super) fn apply(self, capabilities: &mut Capabilities, parameters: &mut Parameters) {
+    pub(crate) fn apply(self, capabilities: &mut Capabilities, parameters: &mut Parameters) {
         capabilities.multifd = true;
         parameters.multifd_channels = self.channels;
         parameters.multifd_compression = match self.compression {

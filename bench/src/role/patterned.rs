@@ -31,7 +31,7 @@ pub(crate) enum Pattern {
 }
 
 /// See the module.
-pub(super) struct Patterned {
+pub(crate) struct Patterned {
     ram: RamBlocks,
     pattern: Pattern,
     syncs: Mutex<Vec<Sync>>,
@@ -45,11 +45,11 @@ struct Sync {
 }
 
 impl Patterned {
-    pub(super) fn new(ram: RamBlocks, pattern: Pattern) -> Self {
+    pub(crate) fn new(ram: RamBlocks, pattern: Pattern) -> Self {
         Self { ram, pattern, syncs: Mutex::new(Vec::new()) }
     }
 
-    pub(super) fn ram(&self) -> &RamBlocks {
+    pub(crate) fn ram(&self) -> &RamBlocks {
         &self.ram
     }
 
