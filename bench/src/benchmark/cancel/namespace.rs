@@ -1,6 +1,9 @@
 //! A network of its own for one process, where nothing that is sent arrives anywhere: no name server, no host.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
 
 use super::scene::{Scene, catches_interrupts};
 use crate::failure::Result;
@@ -29,7 +32,13 @@ pub(super) fn strand(
     let (resolver, program) = (resolver.display().to_string(), program.display().to_string());
     let enter = ["--user", "--map-root-user", "--net", "--mount", "sh", "-c", SCRIPT];
     scene.start_as("unshare", &[&enter[..], &[&*resolver, &*program], arguments].concat())?;
-    scene.until(|process| catches_interrupts(process) && doing.seen(process))
+    scene.until(|process| catches_interrupts(process) && doing.seen(process))?;
+    // The kernel ends a process only when its namespaces are gone, if they are its own: that is not what is measured.
+    let namespaces = PathBuf::from(format!("/proc/{}/ns", scene.mig()?.id()));
+    for namespace in ["user", "net", "mnt"] {
+        scene.keep(File::open(namespaces.join(namespace))?);
+    }
+    Ok(())
 }
 
 impl Doing {
