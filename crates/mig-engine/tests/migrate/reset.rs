@@ -173,14 +173,16 @@ async fn told_once_at_every_byte_makes_no_two_owners() {
 
 /// A proxy whose other side broke ends its own in order, whatever verdict it had not passed on yet.
 #[tokio::test(start_paused = true)]
-async fn hung_up_on_while_it_writes_a_source_knows_nothing() {
+async fn hung_up_on_while_it_writes_a_source_knows_nothing_unless_the_end_was_announced() {
     let stream = stream(true).await;
-    for behind in [0, 10] {
+    for (behind, announced) in [(0, false), (10, false), (10, true)] {
         let mut pair = Pair::with_more_devices(DEVICES);
         let breaker = Breaker::default();
         let (near, mut far) = tokio::io::duplex(BUFFER_BYTES);
         let (reader, writer) = tokio::io::split(near);
-        let connector = Ready::new(breaker.channel(reader, writer, end()));
+        let mut parts = breaker.parts(reader, writer, end());
+        parts.capabilities = parts.capabilities.with(|can| can.announced_ends = announced);
+        let connector = Ready::new(Channel::new(parts));
         // The channel takes no more than that.
         let mut most = vec![0; verge(&stream) + behind - BUFFER_BYTES];
         let proxy = async {
@@ -191,9 +193,9 @@ async fn hung_up_on_while_it_writes_a_source_knows_nothing() {
         };
         let (sent, ()) = tokio::join!(pair.source.run(&connector), proxy);
         let error = sent.unwrap_err();
-        let expected = if behind == 0 { Owner::Source } else { Owner::Unknown };
-        assert_eq!(error.owner(), expected, "{error}");
-        assert_eq!(pair.source_diary.runs(), behind == 0);
+        let here = behind == 0 || announced;
+        assert_eq!(error.owner(), if here { Owner::Source } else { Owner::Unknown }, "{error}");
+        assert_eq!(pair.source_diary.runs(), here);
     }
 }
 

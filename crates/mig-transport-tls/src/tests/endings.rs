@@ -8,7 +8,8 @@ use std::{
 
 use mig_testkit::pattern;
 use mig_transport::{
-    Blame, Channel, Connector, Error, Listener, Receiver, Sender, ShutdownHandle, ZeroCopy,
+    Blame, Channel, Connector, Endpoint, Error, Listener, Receiver, Sender, ShutdownHandle,
+    ZeroCopy,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -335,6 +336,42 @@ async fn halves_move_to_other_runtimes() {
 async fn an_end_that_tls_announces_is_the_other_ends_own() {
     let pair = super::doubles::memory_pair_from(mig_transport::Peer::Unknown, true);
     assert!(pair.1.capabilities().relayed);
-    let (_source, destination) = Ends::new().pair(pair).await;
+    let (source, destination) = Ends::new().pair(pair).await;
     assert!(!destination.capabilities().relayed);
+    assert!(source.capabilities().announced_ends);
+    assert!(!destination.capabilities().announced_ends, "it takes an end that was not announced");
+}
+
+/// Linux tells of a reset once, and the write takes it: what the reader finds looks like an end in order, and is none. What
+/// the destination announced before is one all the same.
+#[tokio::test]
+async fn a_reset_that_the_writer_was_told_of_is_no_end_for_the_reader() {
+    for announced in [false, true] {
+        let breaker = mig_testkit::Breaker::default();
+        let (near, far) = tokio::io::duplex(1 << 14);
+        let (reader, writer) = tokio::io::split(near);
+        let ours = breaker.channel(reader, writer, Endpoint::default());
+        let (reader, writer) = tokio::io::split(far);
+        let theirs = mig_testkit::stream_channel(Some(reader), Some(writer), Endpoint::default());
+        let (mut source, mut destination) = Ends::new().pair((ours, theirs)).await;
+        let (mut source_in, mut source_out) = taken(&mut source);
+        let (_destination_in, mut destination_out) = taken(&mut destination);
+        say(&mut destination_out, b"pong").await;
+        if announced {
+            destination_out.shutdown().await.expect("there is room");
+        }
+        let lot = pattern::bytes(3, 0, 4 << 20);
+        let writing = async {
+            let written = source_out.write_all(&lot).await;
+            written.expect_err("nobody reads, and it is reset").kind()
+        };
+        let reset = async {
+            tokio::task::yield_now().await;
+            breaker.reset();
+        };
+        assert_eq!(tokio::join!(writing, reset).0, ErrorKind::ConnectionReset);
+        let (heard, end) = hear(&mut source_in).await;
+        assert_eq!(heard, b"pong");
+        assert_eq!(end.is_ok(), announced, "{end:?}");
+    }
 }

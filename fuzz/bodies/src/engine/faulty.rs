@@ -12,7 +12,7 @@ use std::{
 };
 
 use mig_engine::MigrationHandle;
-use mig_testkit::stream_channel;
+use mig_testkit::Breaker;
 use mig_transport::{Channel, Endpoint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
@@ -22,6 +22,11 @@ pub(crate) enum What {
     /// This direction breaks: its reader gets what had come, then an error. An end in good order is not a fault of a link:
     /// only the other end can say it, or who stands between them and could as well say anything else.
     Break,
+    /// The source's connection is reset, as Linux shows it: the reason once, to whichever half asks first, then an end as if
+    /// in order. Nothing passes any more, either way, and the destination's connection stays.
+    ResetSource,
+    /// The same with the ends exchanged.
+    ResetDestination,
     /// Nothing passes for a while.
     Stall(Duration),
     /// The next byte is changed. Only towards the destination: what it answers decides who owns the guest, and nobody could
@@ -60,21 +65,37 @@ pub(crate) fn link(
     let (destination_in, far_out) = duplex(buffer_bytes);
     let (far_in, destination_out) = duplex(buffer_bytes);
     let (source_in, near_out) = duplex(buffer_bytes);
-    let end = |reader, broken: &Arc<AtomicBool>, writer| {
+    let breakers = [Breaker::default(), Breaker::default()];
+    let end = |reader, broken: &Arc<AtomicBool>, writer, breaker: &Breaker| {
         let reader = Breaking { reader, broken: Arc::clone(broken) };
         let endpoint = Endpoint { transport: "memory", ..Endpoint::default() };
-        stream_channel(Some(reader), Some(writer), endpoint)
+        breaker.channel(reader, writer, endpoint)
     };
-    let source = end(source_in, &back_broken, source_out);
-    let destination = end(destination_in, &there_broken, destination_out);
-    let handles_back = handles.clone();
+    let source = end(source_in, &back_broken, source_out, &breakers[0]);
+    let destination = end(destination_in, &there_broken, destination_out, &breakers[1]);
     let carrying = async move {
+        let link = Between { handles, breakers, reset: AtomicBool::new(false) };
         tokio::join!(
-            carry(near_in, far_out, there, &there_broken, handles),
-            carry(far_in, near_out, back, &back_broken, handles_back)
+            carry(near_in, far_out, there, &there_broken, &link),
+            carry(far_in, near_out, back, &back_broken, &link)
         );
     };
     (source, destination, carrying)
+}
+
+/// What both directions of a link can reach.
+struct Between {
+    handles: Handles,
+    /// The source's, the destination's.
+    breakers: [Breaker; 2],
+    reset: AtomicBool,
+}
+
+impl Between {
+    fn reset(&self, end: usize) {
+        self.breakers[end].reset();
+        self.reset.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A reader whose connection may break.
@@ -105,7 +126,7 @@ async fn carry(
     to: DuplexStream,
     faults: Vec<Fault>,
     broken: &AtomicBool,
-    handles: Handles,
+    link: &Between,
 ) {
     let mut to = Some(to);
     let mut faults = faults.into_iter().peekable();
@@ -120,13 +141,20 @@ async fn carry(
                 }
                 What::Stall(wait) => tokio::time::sleep(wait).await,
                 What::Flip(_) => {}
-                What::CancelSource => handles.source.cancel(),
-                What::CancelDestination => handles.destination.cancel(),
+                What::ResetSource => link.reset(0),
+                What::ResetDestination => link.reset(1),
+                What::CancelSource => link.handles.source.cancel(),
+                What::CancelDestination => link.handles.destination.cancel(),
             }
         }
         let room = faults.peek().map_or(buffer.len() as u64, |fault| fault.after - passed);
         let room = (room as usize).min(buffer.len());
-        let Ok(len @ 1..) = from.read(&mut buffer[..room]).await else { return };
+        let read = from.read(&mut buffer[..room]).await;
+        if link.reset.load(Ordering::Relaxed) {
+            // Neither bytes nor an end.
+            return std::future::pending().await;
+        }
+        let Ok(len @ 1..) = read else { return };
         passed += len as u64;
         // The last byte before the event is the one that changes.
         if let Some(Fault { after, what: What::Flip(bits) }) = faults.peek()

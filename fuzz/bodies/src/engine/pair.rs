@@ -157,6 +157,8 @@ impl Faults {
             let (after, value) = (next16(&mut script), next(&mut script).unwrap_or(0));
             let is_back = which & 0x80 != 0;
             let what = match which % 5 {
+                0 if value >= 0xc0 => What::ResetSource,
+                0 if value >= 0x80 => What::ResetDestination,
                 0 => What::Break,
                 1 => What::Stall(wait(value)),
                 2 if !is_back => {
@@ -176,5 +178,18 @@ impl Faults {
             direction.sort_by_key(|fault| fault.after);
         }
         faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// The source's connection is reset at each of the last bytes, while little of what it writes fits on the way.
+    #[test]
+    fn a_reset_of_the_source_behind_the_end() {
+        // Eight pages, one of them zero, what stands around them, and the description.
+        for after in 7 * 4096..7 * 4096 + 700_u16 {
+            let [high, low] = after.to_be_bytes();
+            super::pair(&[0x81, 0, 0, high, low, 0xc0]);
+        }
     }
 }
