@@ -72,7 +72,7 @@ pub(super) fn run(plan: &Plan, section: &mut Section) -> Result<()> {
     }
     section.notes.push(format!(
         "Strangers at `mig recv` on a tcp port of the loopback, one after the other, {STRANGERS} of each kind a round and \
-         {HANDSHAKES} of those that shake hands. Processor time of all its threads, peak resident memory."
+         {HANDSHAKES} of those that shake hands or begin to. Processor time of all its threads, peak resident memory."
     ));
     Ok(())
 }
@@ -116,12 +116,24 @@ fn kinds(ours: &Certificates, others: PathBuf) -> Vec<Kind> {
             stranger: says(b"GET / HTTP/1.1\r\n\r\n"),
         },
         Kind {
+            what: "says a TLS hello without an end in records of one byte",
+            arguments: tls.clone(),
+            count: HANDSHAKES,
+            stranger: Box::new(|_| Ok(Stranger::Says(endless_hello()))),
+        },
+        Kind {
             what: "shakes hands under another authority",
             arguments: tls,
             count: HANDSHAKES,
             stranger: Box::new(move |there| Ok(Stranger::Shakes(shaking(&others, there)?))),
         },
     ]
+}
+
+/// The beginning of a hello of 65 000 bytes, 20 000 of them.
+fn endless_hello() -> Vec<u8> {
+    let hello = [1, 0, 0xfd, 0xe8, 3, 3].into_iter().chain(std::iter::repeat(0));
+    hello.take(20_000).flat_map(|byte| [0x16, 3, 1, 0, 1, byte]).collect()
 }
 
 fn shaking(certificates: &Path, there: SocketAddr) -> Result<TlsConnector> {

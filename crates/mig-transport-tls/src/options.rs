@@ -14,7 +14,7 @@ use crate::{
 /// How long the other end may take to agree, to the last byte of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes that may run at a time at one listener: all channels of a QEMU with multifd, which connect at once (255 and the
-/// main one), and 64 of whoever else comes. Each holds a descriptor and some 50 KiB, so all of them 16 MiB.
+/// main one), and 64 of whoever else comes. Each holds a descriptor and at most 60 KiB (`session::allowance`), so all of them 19 MiB.
 const MAX_HANDSHAKES: usize = 256 + 64;
 
 /// See the fields; the default is right nearly always.
@@ -26,7 +26,9 @@ pub struct TlsOptions {
     pub handshake: Duration,
     /// Handshakes that may run at a time beside accepting; 320, and no more than a third of the descriptors that this process may
     /// have. One more, and of the largest crowd, those from one neighbourhood who said as much, the one that got on longest ago
-    /// is dropped. Whoever expects more channels at once than this needs more of them: a source does not try again.
+    /// is dropped, but nobody within 100 ms of connecting ([`NEWCOMER_GRACE`](mig_transport::NEWCOMER_GRACE)): who comes then
+    /// waits until somebody may go. Whoever expects more channels at once than this needs more of them: a source does not try
+    /// again.
     pub max_handshakes: usize,
     /// At a destination: which of the sources whose certificate was verified may come. `None` is all of them. Has no
     /// meaning at a source.
