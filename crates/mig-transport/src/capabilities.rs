@@ -25,6 +25,8 @@ pub struct Capabilities {
     /// arrives behind everything it had said before (TLS: close_notify). Without, an end of input that follows an error of
     /// writing may be what is left of a broken connection.
     pub announced_ends: bool,
+    /// So many bytes go one way, about, and then it fails: keys that wear out and cannot be changed. `None` if there is no such bound.
+    pub most_bytes: Option<u64>,
 }
 
 impl Capabilities {
@@ -40,6 +42,7 @@ impl Capabilities {
             storage: false,
             relayed: false,
             announced_ends: false,
+            most_bytes: None,
         }
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod pages;
 mod progress;
 pub(crate) mod ram;
 mod return_path;
+mod room;
 mod throttle;
 mod vmdesc;
 mod xbzrle;
@@ -284,6 +285,14 @@ impl Source {
                 .await?;
         let hang_up = HangUp::on(stream.shutdown_handle());
         let name = stream.endpoint().to_string();
+        let channels = match self.capabilities.multifd {
+            true => u64::from(shared.parameters().multifd_channels).max(1),
+            false => 1,
+        };
+        let most_bytes = stream.capabilities().most_bytes;
+        if let Some(warning) = room::warning(ram.total_bytes(), channels, most_bytes) {
+            tracing::warn!("{warning}");
+        }
         let mut back = match self.capabilities.return_path {
             true => Some(ReturnPath::new(
                 stream.return_reader()?,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use mig_transport::{Error, Result};
 use rustls::{
-    ClientConfig, CommonState, ServerConfig,
+    ClientConfig, CommonState, ServerConfig, SupportedCipherSuite,
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::ServerName,
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -19,7 +19,7 @@ use rustls::{
 };
 
 use super::{
-    engine::{Established, Handshake, Peer, Step, Words},
+    engine::{Established, Handshake, MAX_PLAINTEXT_BYTES, Peer, Step, Words},
     records::{Kernel, records},
 };
 
@@ -176,7 +176,14 @@ impl<C: Connection> Handshake for Agreeing<C> {
         let name = format!("{:?}", suite.suite());
         let name = name.trim_start_matches("TLS13_").trim_start_matches("TLS_");
         let agreed = format!("{version}, {name}");
-        Ok(Established { open: Box::new(open), seal: Box::new(seal), peer, agreed })
+        // TLS 1.3 changes its keys in time.
+        let most_bytes = match suite {
+            SupportedCipherSuite::Tls12(suite) => {
+                suite.common.confidentiality_limit.checked_mul(MAX_PLAINTEXT_BYTES as u64)
+            }
+            SupportedCipherSuite::Tls13(_) => None,
+        };
+        Ok(Established { open: Box::new(open), seal: Box::new(seal), peer, agreed, most_bytes })
     }
 }
 

@@ -81,6 +81,8 @@ pub(crate) struct Established {
     pub(crate) peer: Peer,
     /// Version and cipher suite, for messages: `TLS 1.3, AES_128_GCM_SHA256`.
     pub(crate) agreed: String,
+    /// What its keys can protect in one direction, if they cannot be changed before.
+    pub(crate) most_bytes: Option<u64>,
 }
 
 /// What the other end proved to be.

@@ -126,7 +126,8 @@ pub(crate) async fn negotiate_link(
     let agreed =
         agreed.unwrap_or_else(|_| Err(Error::Deadline { doing: doing(), after: deadline }));
     let (Agreeing { receiver, sender, incoming, .. }, established, name) = agreed?;
-    let Established { open, mut seal, agreed, peer: proven } = established;
+    let Established { open, mut seal, agreed, peer: proven, most_bytes } = established;
+    let capabilities = capabilities.with(|can| can.most_bytes = most_bytes);
     if let Some(records) = key_update_after {
         seal.change_keys_after(records);
     }

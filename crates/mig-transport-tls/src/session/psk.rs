@@ -272,6 +272,7 @@ impl Handshake for Agreeing {
             }),
             peer,
             agreed,
+            most_bytes: may_seal.checked_mul(MAX_PLAINTEXT_BYTES as u64),
         })
     }
 }

@@ -108,6 +108,9 @@ fn two_ends_that_know_a_key_agree_and_talk() {
         assert_eq!(destination.peer, Peer::Key("qemu".into()));
         assert_eq!(source.agreed, agreed);
         assert_eq!(destination.agreed, agreed);
+        let wears_out =
+            agreed.contains("GCM").then_some(AES_GCM_RECORDS * MAX_PLAINTEXT_BYTES as u64);
+        assert_eq!(source.most_bytes, wears_out);
         talk(&mut source.seal, &mut destination.open);
         talk(&mut destination.seal, &mut source.open);
 
