@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -116,8 +117,9 @@ async fn replay(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> O
     let limit = Limit::from_now(timeout);
     // Before the file, which may take long to read: a transport that this machine does not have.
     let connector = mig::connector(&address, &connect)?;
-    let opened =
-        prepare_blocking(&mut signals, limit, "the stored stream", move || open(&from)).await?;
+    let checking = talk.progress("checking", None);
+    let look = move |seen: &AtomicU64| open(&from, seen);
+    let opened = prepare_blocking(&mut signals, limit, "the stored stream", checking, look).await?;
     options.stream = opened.stored.inform(options.stream);
     let multifd = options.multifd;
     let tls = connect.tls;
@@ -186,7 +188,8 @@ struct Opened {
     stored: StoredStream,
 }
 
-fn open(from: &From) -> Outcome<Opened> {
+/// Opens the input, and finds out whether it can be sent; what is read for that is counted.
+fn open(from: &From, seen: &AtomicU64) -> Outcome<Opened> {
     let path = match from {
         From::Stdin => {
             let input = Box::new(io::stdin());
@@ -225,7 +228,7 @@ fn open(from: &From) -> Outcome<Opened> {
     let stored = StoredStream::look(&mut file).map_err(cannot)?;
     if stored.description.is_none() {
         // Of an old machine type, or cut: find out before a destination is bothered.
-        verify(&file, &name).map_err(|refused| match refused {
+        verify(&file, seen).map_err(|refused| match refused {
             Refused::Stream(error) => {
                 Failure::new(Blame::PeerMisbehaved, format!("{name} cannot be sent: {error}"))
                     .at(Some(error.position))
@@ -256,7 +259,21 @@ impl std::convert::From<io::Error> for Refused {
     }
 }
 
-fn verify(file: &File, _name: &str) -> Result<(), Refused> {
+fn verify(file: &File, seen: &AtomicU64) -> Result<(), Refused> {
     let mut walk = StreamWalk::new(ReplayOptions::default().stream);
-    walk_stored(&mut walk, file, |_piece: Piece<'_>| Ok(()))
+    walk_stored(&mut walk, Counted { file, seen }, |_piece: Piece<'_>| Ok(()))
+}
+
+/// A file, and how much of it was read.
+struct Counted<'a> {
+    file: &'a File,
+    seen: &'a AtomicU64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let came = self.file.read(into)?;
+        self.seen.fetch_add(came as u64, Ordering::Relaxed);
+        Ok(came)
+    }
 }

@@ -6,8 +6,19 @@
 //!   --timeout ───────┴─────┴─▶ abandoned                                 └─▶ MigrationHandle::cancel ──▶ the engine tells
 //!   a second signal ───▶ leave at once, exit code 4                          the far end, leaves nothing behind
 //! ```
+//!
+//! Who may stop it is asked first, each time: work that always has something to do uses up what tokio lets a task do at a
+//! time, and whoever is asked after it is not heard.
 
-use std::{future::Future, process, time::Duration};
+use std::{
+    future::Future,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use mig::{engine::MigrationHandle, proto::state::MigrationStatus, transport::Blame};
 use serde_json::json;
@@ -119,19 +130,35 @@ pub(crate) async fn prepare<T>(
     }
 }
 
-/// The same for what can only be waited for by blocking.
+/// The same for what can only be waited for by blocking. It counts the bytes that it has seen, for who waits long.
 pub(crate) async fn prepare_blocking<T: Send + 'static>(
     signals: &mut Signals,
     limit: Limit,
     waits_for: &'static str,
-    work: impl FnOnce() -> Outcome<T> + Send + 'static,
+    mut progress: Progress,
+    work: impl FnOnce(&AtomicU64) -> Outcome<T> + Send + 'static,
 ) -> Outcome<T> {
+    let seen = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&seen);
+    let mut done = tokio::task::spawn_blocking(move || work(&counted));
+    let begun = Instant::now();
+    let mut redraw = tokio::time::interval_at(begun + WORTH_SHOWING, Progress::INTERVAL);
     let work = async {
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|error| Failure::new(Blame::Io, waits_for).caused_by(&error))?
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut done => {
+                    return done.map_err(|error| Failure::new(Blame::Io, waits_for).caused_by(&error))?;
+                }
+                _ = redraw.tick() => progress.show_bytes(seen.load(Ordering::Relaxed), begun.elapsed()),
+            }
+        }
     };
     prepare(signals, limit, waits_for, work).await
 }
+
+/// What takes less time needs no progress.
+const WORTH_SHOWING: Duration = Duration::from_millis(500);
 
 /// What stops a command before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +185,6 @@ pub(crate) async fn supervise<T>(
     let outcome = loop {
         tokio::select! {
             biased;
-            outcome = &mut work => break outcome,
             () = signals.next() => {
                 if stop.replace(Stop::Signal) == Some(Stop::Signal) {
                     talk.say("interrupted twice: leaving at once");
@@ -178,6 +204,7 @@ pub(crate) async fn supervise<T>(
                 }
                 progress.show(&info);
             }
+            outcome = &mut work => break outcome,
         }
     };
     drop(progress);
@@ -195,4 +222,45 @@ fn tell_addresses(talk: &Talk, addresses: &[String]) {
         talk.say(&format!("listening on {address}"));
     }
     talk.object(&json!({ "status": "setup", "socket-address": addresses }));
+}
+
+#[cfg(test)]
+mod tests {
+    use mig::engine::{Discard, RecordOptions, Recorder};
+
+    use super::*;
+
+    /// A hang guard.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Uses up whatever it may do at a time, and wants to go on.
+    async fn busy() {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    #[test]
+    fn work_that_is_never_out_of_work_is_stopped_all_the_same() {
+        let outcome = block_on(async {
+            let talk = Talk::new(true, false);
+            let mut signals = Signals::catch()?;
+            let address = mig::transport::MigrationAddress::parse("tcp:127.0.0.1:0").unwrap();
+            let mut listener = mig::listener(&address, &mig::ListenOptions::default()).await?;
+            let recorder = Recorder::new(RecordOptions::default());
+            let handle = recorder.handle();
+            let work = async {
+                tokio::select! {
+                    biased;
+                    recorded = recorder.run(&mut *listener, Box::new(Discard), None) => recorded,
+                    () = busy() => panic!("nobody was heard"),
+                }
+            };
+            let limit = Limit::from_now(Some(Duration::from_millis(1)));
+            let progress = talk.progress("nothing", None);
+            supervise(&talk, &handle, &mut signals, limit, progress, work).await
+        });
+        assert_eq!(outcome.unwrap_err().blame, Blame::Deadline);
+    }
 }

@@ -97,27 +97,33 @@ impl Progress {
 
     /// Shows the present state, in the form and as often as whoever watches wants it.
     pub(crate) fn show(&mut self, info: &MigrationInfo) {
-        let moved = info.ram.transferred;
+        let (moved, status) = (info.ram.transferred, info.status);
         if let Some(bar) = &self.bar {
-            bar.set_position(moved);
-            bar.set_message(format!(
-                "{}, {} pages, {} zero",
-                info.status, info.ram.normal, info.ram.duplicate
-            ));
-        } else if self.last_line.elapsed() >= LINE {
-            self.last_line = Instant::now();
-            let seconds = (info.total_time.max(1) as f64) / 1000.0;
-            let rate = BinaryBytes((moved as f64 / seconds) as u64);
-            self.talk.say(&format!(
-                "{} {}, {rate}/s, {}",
-                self.doing,
-                BinaryBytes(moved),
-                info.status
-            ));
+            let (normal, zero) = (info.ram.normal, info.ram.duplicate);
+            bar.set_message(format!("{status}, {normal} pages, {zero} zero"));
         }
+        self.tell(moved, Duration::from_millis(info.total_time), status);
         if self.last_json.elapsed() >= JSON_LINE {
             self.last_json = Instant::now();
             self.talk.object(&json!(info));
+        }
+    }
+}
+
+impl Progress {
+    /// The same before there is a migration: so many bytes in such a time.
+    pub(crate) fn show_bytes(&mut self, seen: u64, elapsed: Duration) {
+        self.tell(seen, elapsed, "nothing is sent yet");
+    }
+
+    fn tell(&mut self, moved: u64, elapsed: Duration, status: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(moved);
+        } else if self.last_line.elapsed() >= LINE {
+            self.last_line = Instant::now();
+            let seconds = elapsed.as_secs_f64().max(0.001);
+            let rate = BinaryBytes((moved as f64 / seconds) as u64);
+            self.talk.say(&format!("{} {}, {rate}/s, {status}", self.doing, BinaryBytes(moved)));
         }
     }
 }

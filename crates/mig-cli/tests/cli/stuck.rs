@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -253,4 +253,41 @@ fn a_stranger_that_begins_no_handshake() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let _another = std::net::TcpStream::connect(there).unwrap();
     is_cancelled_at_once(recv.child);
+}
+
+/// A stream without end of zero pages: nine bytes for each, and whoever takes them always has something to do.
+fn flood(uri: &str) {
+    const PAGES: u64 = 1 << 19;
+    let word = |at: u64, flags: u64| ((at * 4096) | flags).to_be_bytes();
+    let mut head = b"QEVM\x00\x00\x00\x03\x07\x00\x00\x00\x07rev-1.0".to_vec();
+    head.extend(b"\x01\x00\x00\x00\x01\x03ram\x00\x00\x00\x00\x00\x00\x00\x04");
+    head.extend([&word(PAGES, 0x04)[..], b"\x01r", &word(PAGES, 0)].concat());
+    head.extend([&word(0, 0x10)[..], b"\x7e\x00\x00\x00\x01\x02\x00\x00\x00\x01"].concat());
+    head.extend([&word(0, 0x02)[..], b"\x01r\x00"].concat());
+    let zeros: Vec<u8> =
+        (1..PAGES).flat_map(|page| word(page, 0x22).into_iter().chain([0])).collect();
+    let mut link = TcpStream::connect(uri.strip_prefix("tcp:").unwrap()).unwrap();
+    link.write_all(&head).unwrap();
+    // It is under way once more is taken than the sockets hold.
+    for _ in 0..4 {
+        link.write_all(&zeros).unwrap();
+    }
+    thread::spawn(move || while link.write_all(&zeros).is_ok() {});
+}
+
+#[test]
+fn a_flood_of_zero_pages() {
+    for arguments in
+        [["recv", "tcp:127.0.0.1:0", "--json"], ["inspect", "tcp:127.0.0.1:0", "--json"]]
+    {
+        let listening = Listening::start(&arguments);
+        flood(&listening.uri);
+        signal(&listening.child, "INT");
+        let asked = Instant::now();
+        assert_exit(&listening.finish(), 4);
+        assert!(asked.elapsed() < AT_ONCE, "{arguments:?}: {:?}", asked.elapsed());
+    }
+    let listening = Listening::start(&["recv", "tcp:127.0.0.1:0", "--timeout", "1s"]);
+    flood(&listening.uri);
+    assert_exit(&listening.finish(), 5);
 }
