@@ -183,7 +183,8 @@ async fn a_flood_from_its_own_address_takes_no_slow_sources_seat() {
     let mut listener = Arriving::new(arriving);
     let connector = Ready::new(out);
     let source = async {
-        tokio::time::sleep(NEWCOMER_GRACE / 2).await;
+        // The flood has connected by then.
+        tokio::time::sleep(Duration::from_millis(20)).await;
         pair.source.run(&connector).await
     };
     let (sent, received) = tokio::join!(source, pair.destination.run(&mut listener));
