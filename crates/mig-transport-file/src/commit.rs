@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   create ─▶ unnamed file (O_TMPFILE), or .NAME.PID.mig-partial where the filesystem has none
-//!   write … │
+//!   write … │  (made durable behind the writing, window by window)
 //!   commit ─▶ fsync ─▶ [link as .NAME.PID.mig-partial] ─▶ rename over NAME ─▶ fsync the folder
 //!   drop without commit ─▶ nothing is left
 //! ```
@@ -35,6 +35,7 @@ use rustix::{
 
 use crate::{
     open::{PRIVATE_MODE, explain, unfit},
+    write_behind::WriteBehind,
     writer::{BUFFER_BYTES, sync_open_folder},
 };
 
@@ -63,6 +64,7 @@ pub struct CommitFile {
     /// Where the buffer belongs.
     position: u64,
     failed: bool,
+    behind: WriteBehind,
 }
 
 impl CommitFile {
@@ -104,6 +106,7 @@ impl CommitFile {
             buffer: Vec::new(),
             position: 0,
             failed: false,
+            behind: WriteBehind::default(),
         })
     }
 
@@ -172,8 +175,7 @@ impl CommitFile {
     pub fn sync(&mut self) -> Result<()> {
         self.usable()?;
         self.flush_buffer()?;
-        let doing = format!("{}: making it durable", self.target().display());
-        self.file.sync_all().map_err(|error| Error::io(doing, error))
+        self.make_durable()
     }
 
     /// Makes what was written durable and puts it at the path, in place of whatever was there. Answers its length. When
@@ -188,7 +190,7 @@ impl CommitFile {
         self.flush_buffer()?;
         let shown = self.target().display().to_string();
         let doing = |what: &str| format!("{shown}: {what}");
-        self.file.sync_all().map_err(|error| Error::io(doing("making it durable"), error))?;
+        self.make_durable()?;
         if self.temporary.is_none() {
             let name = link(&self.file, &self.folder, &self.name)
                 .map_err(|error| Error::io(doing("naming the finished file"), error.into()))?;
@@ -214,6 +216,15 @@ impl CommitFile {
             return Err(Error::Io { doing: what, source: io::ErrorKind::BrokenPipe.into() });
         }
         Ok(())
+    }
+
+    fn make_durable(&mut self) -> Result<()> {
+        let outcome = self.behind.settle().and_then(|()| self.file.sync_all());
+        outcome.map_err(|error| {
+            // The kernel tells of it once, and another try would seem to succeed.
+            self.failed = true;
+            Error::io(format!("{}: making it durable", self.target().display()), error)
+        })
     }
 
     fn flush_buffer(&mut self) -> Result<()> {
@@ -244,6 +255,16 @@ impl CommitFile {
             Error::Io { doing, source }
         })?;
         self.position += written as u64;
+        let file = &self.file;
+        let behind = self.behind.wrote(self.position, || {
+            let file = file.try_clone()?;
+            Ok(Box::new(move || file.sync_data()))
+        });
+        behind.map_err(|source| {
+            self.failed = true;
+            let doing = format!("{}: making it durable", self.target().display());
+            Error::Io { doing, source }
+        })?;
         Ok(written)
     }
 }

@@ -17,6 +17,7 @@ mod commit;
 mod open;
 mod reader;
 mod sets;
+mod write_behind;
 mod writer;
 
 pub use crate::{

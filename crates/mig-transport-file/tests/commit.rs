@@ -159,3 +159,27 @@ fn a_long_name_finds_room() {
         assert_eq!(std::fs::read(&path).unwrap(), b"x");
     });
 }
+
+/// More than two windows of what becomes durable behind the writing, so that the thread for that and the waits for it are real.
+#[test]
+fn a_long_one_arrives_whole_and_leaves_nothing_when_it_is_dropped() {
+    const MIB: usize = 1 << 20;
+    let chunk = vec![7; MIB];
+    scene("long", |dir| {
+        let path = dir.join("vm.mig");
+        let mut dropped = CommitFile::create(&path).unwrap();
+        for _ in 0..65 {
+            dropped.write_all(&chunk).unwrap();
+        }
+        drop(dropped);
+        assert!(names(dir).is_empty());
+        let mut file = CommitFile::create(&path).unwrap();
+        for _ in 0..200 {
+            file.write_all(&chunk).unwrap();
+        }
+        file.sync().unwrap();
+        assert_eq!(file.commit().unwrap(), 200 * MIB as u64);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 200 * MIB as u64);
+        assert_eq!(names(dir), ["vm.mig"]);
+    });
+}
