@@ -184,7 +184,7 @@ struct Log {
     ending: Option<JoinHandle<()>>,
 }
 
-/// With so much memory taking the protection off takes as long as others can wait: some 10 ms for a GiB.
+/// With so much memory taking the protection off takes as long as others can wait: 15 to 30 ms for a GiB.
 const LARGE_BYTES: u64 = 512 << 20;
 
 impl RamBlocks {
