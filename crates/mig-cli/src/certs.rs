@@ -13,6 +13,7 @@ use mig::{
 use crate::{
     failure::{Failure, Outcome},
     flags::CertsFlags,
+    quote::shell,
 };
 
 /// Runs the command.
@@ -35,16 +36,18 @@ pub(crate) fn run(flags: &CertsFlags) -> Outcome {
 
 /// What to do with them: lines to be copied, for mig and for QEMU.
 fn teach(dir: &Path, set: &TrialSet, host: &str) -> String {
-    // An IPv6 address in a URI stands in brackets.
-    let at = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let host = one_of(host);
+    let (name, at) = (shell(&host), shell(&format!("tcp:{}:4444", in_uri(&host))));
     let shown = dir.display().to_string();
-    let quoted = if shown.contains(' ') { format!("'{shown}'") } else { shown.clone() };
+    let quoted = shell(&shown);
     // A comma ends an option of QEMU's, two are one.
-    let object = |endpoint: &str| {
-        let dir = shown.replace(',', ",,");
-        format!("-object 'tls-creds-x509,id=tls0,dir={dir},endpoint={endpoint},verify-peer=on'")
+    let in_option = shown.replace(',', ",,");
+    let object = |kind: &str, rest: &str| {
+        format!("-object {}", shell(&format!("{kind},id=tls0,dir={in_option}{rest}")))
     };
-    let (server, client) = (object("server"), object("client"));
+    let certificates =
+        |endpoint| object("tls-creds-x509", &format!(",endpoint={endpoint},verify-peer=on"));
+    let (server, client) = (certificates("server"), certificates("client"));
     format!(
         "\
 Certificates for a trial are in {shown}, valid until {until}.
@@ -58,14 +61,14 @@ or QEMU:
     (qemu) migrate_incoming tcp::4444
 
 At the source, which needs ca-cert.pem, client-cert.pem and client-key.pem:
-    mig send vm.mig tcp:{at}:4444 --tls-creds {quoted}
+    mig send vm.mig {at} --tls-creds {quoted}
 or QEMU:
     qemu-system-x86_64 … {client}
     (qemu) migrate_set_parameter tls-creds tls0
-    (qemu) migrate tcp:{at}:4444
+    (qemu) migrate tcp:{monitor}:4444
 
 The source must reach the destination by one of the names above. Where the address has none (unix:, vsock:, fd:, exec:),
-say which it is: mig --tls-hostname {host}, QEMU migrate_set_parameter tls-hostname {host}.
+say which it is: mig --tls-hostname {name}, QEMU migrate_set_parameter tls-hostname {host}.
 A key instead of certificates is in keys.psk: mig --tls-psk, QEMU -object tls-creds-psk,id=tls0,dir=….
 
 Who has this directory is both ends. The authority's own key was thrown away: for another name or another end make
@@ -73,6 +76,21 @@ a new set. At a destination whose authority has given certificates to others, to
     --tls-authz 'dn:O=mig trial,CN=source'
 ",
         until = set.valid_until,
+        monitor = in_uri(&host),
         names = set.names.join(", ")
     )
+}
+
+/// A name to connect to: one of a domain, where the certificate is for all of them; an address without its brackets.
+fn one_of(host: &str) -> String {
+    if let Some(domain) = host.strip_prefix("*.") {
+        return format!("HOST.{domain}");
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    bare.unwrap_or(host).to_owned()
+}
+
+/// An IPv6 address in a URI stands in brackets.
+fn in_uri(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }

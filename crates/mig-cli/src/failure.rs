@@ -17,12 +17,30 @@ pub(crate) struct Failure {
     what: String,
     causes: Vec<String>,
     position: Option<u64>,
-    next: Option<String>,
+    opening: Option<Wait>,
+    next: Next,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// What is usual for its blame.
+    Usual,
+    /// What went wrong says it.
+    Said,
+    This(String),
 }
 
 impl Failure {
     pub(crate) fn new(blame: Blame, what: impl Into<String>) -> Self {
-        Self { blame, what: what.into(), causes: Vec::new(), position: None, next: None }
+        Self {
+            blame,
+            what: what.into(),
+            causes: Vec::new(),
+            position: None,
+            opening: None,
+            next: Next::Usual,
+        }
     }
 
     pub(crate) fn misuse(what: impl Into<String>) -> Self {
@@ -51,8 +69,13 @@ impl Failure {
         self.position.is_some_and(|at| at > position)
     }
 
+    /// At a source that could not open its main channel, which part of that failed.
+    pub(crate) fn opening(&self) -> Option<Wait> {
+        self.opening
+    }
+
     pub(crate) fn next(mut self, advice: impl Into<String>) -> Self {
-        self.next = Some(advice.into());
+        self.next = Next::This(advice.into());
         self
     }
 
@@ -62,6 +85,25 @@ impl Failure {
             "{}, or allow more time: --deadline {wait}=DURATION of `mig recv` and `mig send`",
             wait.advice()
         ))
+    }
+
+    /// Its text says what to do: nothing is added to that.
+    pub(crate) fn that_says_it_all(mut self) -> Self {
+        self.next = Next::Said;
+        self
+    }
+
+    /// Whether its text says what to do.
+    pub(crate) fn says_it_all(&self) -> bool {
+        self.next == Next::Said
+    }
+
+    fn advice(&self) -> Option<&str> {
+        match &self.next {
+            Next::Usual => exit::advice(self.blame),
+            Next::Said => None,
+            Next::This(next) => Some(next),
+        }
     }
 
     fn add_causes(&mut self, mut cause: Option<&(dyn Error + 'static)>) {
@@ -85,7 +127,7 @@ impl Failure {
         if self.blame != Blame::Cancelled {
             let _infallible = write!(text, "\n  to blame: {}", exit::culprit(self.blame));
         }
-        if let Some(next) = self.next.as_deref().or_else(|| exit::advice(self.blame)) {
+        if let Some(next) = self.advice() {
             let _infallible = write!(text, "\n  next: {next}");
         }
         text
@@ -101,6 +143,9 @@ impl Failure {
         if let Some(position) = self.position {
             value["offset"] = position.into();
         }
+        if let Some(next) = self.advice() {
+            value["next"] = next.into();
+        }
         value
     }
 }
@@ -113,9 +158,13 @@ impl From<mig::transport::Error> for Failure {
 
 impl From<mig::engine::Error> for Failure {
     fn from(error: mig::engine::Error) -> Self {
-        let failure = Self::from_error(error.blame(), &error).at(error.position());
+        // Without what a deadline's text advises: the flag belongs to that here.
+        let mut failure = Self::new(error.blame(), format!("{error:#}")).at(error.position());
+        failure.add_causes(error.source());
+        failure.opening = error.opening();
         match error.wait() {
             Some(wait) => failure.ran_out(wait),
+            None if error.says_what_next() => failure.that_says_it_all(),
             None => failure,
         }
     }
@@ -132,6 +181,16 @@ mod tests {
         let text = failure.text();
         assert!(text.starts_with("error: connecting to tcp:a:1\n  because: no route to host\n"));
         assert!(text.contains("to blame:") && text.contains("next:"), "{text}");
+    }
+
+    #[test]
+    fn advice_is_given_once() {
+        let failure = Failure::misuse("x.pem: cut short; write it anew").that_says_it_all();
+        assert!(!failure.text().contains("next:"), "{}", failure.text());
+        assert!(failure.json().get("next").is_none());
+        let failure = Failure::misuse("--x").next("leave it out");
+        assert!(failure.text().ends_with("next: leave it out"), "{}", failure.text());
+        assert_eq!(failure.json()["next"], "leave it out");
     }
 
     #[test]

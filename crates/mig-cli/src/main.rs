@@ -15,6 +15,7 @@ mod inspect;
 mod logging;
 mod multifd;
 mod pinning;
+mod quote;
 mod recv;
 mod result;
 mod send;

@@ -13,7 +13,7 @@ use mig::{
     ConnectOptions, ConnectTls,
     engine::{
         MigrationHandle, Piece, ReplayOptions, Replayed, Replayer, ReturnPathWish, StoredStream,
-        StreamWalk, walk_stored,
+        StreamWalk, Wait, walk_stored,
     },
     proto::DecodeError,
     transport::{Blame, MigrationAddress},
@@ -37,8 +37,12 @@ const ALIKE: &str = "look at the destination's log; multifd, multifd-channels (-
                      through";
 
 /// The same for a single stream that ends where it begins.
-const ALIKE_OR_TLS: &str = "make machine type, capabilities and version of both ends agree; if the destination wants TLS \
-                            (tls-creds), give --tls-creds DIR";
+const ALIKE_OR_TLS: &str = "look at the destination's log; it must let this end in (--allow), and machine type, capabilities and \
+                            version of both ends must agree; if it wants TLS (tls-creds), give --tls-creds DIR";
+
+/// A command that does not carry a stream.
+const RUN_BY_HAND: &str = "run the command by hand: it must read the stream from its stdin and not end before, and with TLS or a \
+                           return path write the destination's answers to its stdout";
 
 /// Whoever wants TLS looks at the first bytes, but the sockets between take some MiB before that is known here.
 const FIRST: u64 = 16 << 20;
@@ -123,6 +127,7 @@ async fn replay(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> O
     options.stream = opened.stored.inform(options.stream);
     let multifd = options.multifd;
     let tls = connect.tls;
+    let scheme = address.address().scheme();
     let mut replayer = Replayer::new(options);
     if let Some(mut again) = opened.again {
         replayer = replayer.with_second_reading(move || {
@@ -134,17 +139,23 @@ async fn replay(plan: Plan, talk: &Talk, begun: &OnceCell<MigrationHandle>) -> O
     let progress = talk.progress("sending", opened.len);
     let work = replayer.run(&*connector, opened.input, &opened.name);
     let replayed = supervise(talk, handle, &mut signals, limit, progress, work).await;
-    let replayed = replayed.map_err(|failure| advised(failure, multifd, tls.as_ref()))?;
+    let replayed = replayed.map_err(|failure| advised(failure, scheme, multifd, tls.as_ref()))?;
     tell(&replayed, &address, talk);
     Ok(())
 }
 
 /// A destination that was told something else ends channels, or waits for more of them, and says nothing: what to look at.
-fn advised(failure: Failure, multifd: bool, tls: Option<&ConnectTls>) -> Failure {
+fn advised(failure: Failure, scheme: &str, multifd: bool, tls: Option<&ConnectTls>) -> Failure {
+    if failure.says_it_all() {
+        return failure;
+    }
     match (failure.blame, tls) {
-        (Blame::PeerIncompatible, Some(tls)) if !failure.is_past(0) => {
-            failure.next(tls::advice(tls))
-        }
+        (Blame::Deadline, _) if failure.opening().is_some() => failure,
+        // Nobody was told anything yet.
+        (Blame::Io, _) if failure.opening() == Some(Wait::Connect) => match scheme {
+            "exec" => failure.next(RUN_BY_HAND),
+            _ => failure.next(Wait::Connect.advice()),
+        },
         (Blame::Io | Blame::Deadline | Blame::PeerIncompatible, _) if multifd => {
             failure.next(ALIKE)
         }

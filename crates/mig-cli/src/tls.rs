@@ -6,7 +6,7 @@ use mig::{
 };
 
 use crate::{
-    failure::Outcome,
+    failure::{Failure, Outcome},
     flags::{TlsDestinationFlags, TlsSourceFlags},
 };
 
@@ -20,19 +20,21 @@ pub(crate) fn advice(tls: &ConnectTls) -> &'static str {
 }
 
 const WITH_KEY: &str = "look at the other end's log, which says why it refused if it did; both ends need keys (--tls-psk, \
-                        tls-creds-psk), and the same key for the same user in their keys.psk";
+                        tls-creds-psk), and the same key for the same user in their keys.psk, and the destination's rules \
+                        (tls-authz) must let that user in";
 
 const WITHOUT_CERTIFICATE: &str = "this end has no certificate, which most destinations want to see (verify-peer): put client-cert.pem \
                                    and client-key.pem of an authority that the destination knows beside ca-cert.pem";
 
-const ADVICE: &str = "look at the other end's log, which says why it refused if it did; both ends need TLS, the same \
-                                 authority, and a name that is in the destination's certificate (`mig certs DIR` makes a set that fits)";
+const ADVICE: &str = "look at the other end's log, which says why it refused if it did; both ends need TLS, the same authority, and \
+                      a name that is in the destination's certificate (`mig certs DIR` makes a set that fits), and the \
+                      destination's rules (tls-authz) must let this end in";
 
 /// What a source is told.
 pub(crate) fn source(flags: &TlsSourceFlags) -> Outcome<Option<ConnectTls>> {
     let Some(dir) = &flags.tls_creds else { return Ok(None) };
     let credentials = match &flags.tls_psk {
-        None => ClientCredentials::x509(dir)?,
+        None => ClientCredentials::x509(dir).map_err(exact)?,
         Some(username) => keys::of_source(dir, username)?,
     };
     let mut tls = ConnectTls::new(credentials);
@@ -44,14 +46,21 @@ pub(crate) fn source(flags: &TlsSourceFlags) -> Outcome<Option<ConnectTls>> {
 pub(crate) fn destination(flags: &TlsDestinationFlags) -> Outcome<Option<ListenTls>> {
     let Some(dir) = &flags.tls_creds else { return Ok(None) };
     let credentials = match flags.tls_psk {
-        false => ServerCredentials::x509(dir, true)?,
+        false => ServerCredentials::x509(dir, true).map_err(exact)?,
         true => keys::of_destination(dir)?,
     };
     let mut tls = ListenTls::new(credentials);
     if !flags.tls_authz.is_empty() {
-        tls.options.authorization = Some(Authorization::parse(&flags.tls_authz)?);
+        let rules = Authorization::parse(&flags.tls_authz).map_err(exact)?;
+        rules.check_against(&tls.credentials).map_err(exact)?;
+        tls.options.authorization = Some(rules);
     }
     Ok(Some(tls))
+}
+
+/// What is wrong with a file or a rule says what to do with it.
+fn exact(error: mig::transport::Error) -> Failure {
+    Failure::from(error).that_says_it_all()
 }
 
 #[cfg(feature = "tls-psk")]
@@ -60,14 +69,15 @@ mod keys {
 
     use mig::tls::{ClientCredentials, ServerCredentials};
 
+    use super::exact;
     use crate::failure::Outcome;
 
     pub(super) fn of_source(dir: &Path, username: &str) -> Outcome<ClientCredentials> {
-        Ok(ClientCredentials::psk(dir, username)?)
+        ClientCredentials::psk(dir, username).map_err(exact)
     }
 
     pub(super) fn of_destination(dir: &Path) -> Outcome<ServerCredentials> {
-        Ok(ServerCredentials::psk(dir)?)
+        ServerCredentials::psk(dir).map_err(exact)
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Error {
     position: Option<u64>,
     owner: Owner,
     wait: Option<Wait>,
+    opening: Option<Wait>,
+    says_what_next: bool,
     cause: Option<Cause>,
 }
 
@@ -50,6 +52,8 @@ impl Error {
             position: None,
             owner: Owner::Source,
             wait: None,
+            opening: None,
+            says_what_next: false,
             cause: None,
         }
     }
@@ -82,15 +86,22 @@ impl Error {
         self
     }
 
-    /// Of a connector, which keeps two deadlines and says in words which of them ran out.
+    /// Of a connector, which has two parts, each with a deadline, and says in words in which of them it failed.
     pub(crate) fn of_connecting(error: mig_transport::Error) -> Self {
-        let wait = match &error {
-            mig_transport::Error::Deadline { doing, .. } if doing.contains("handshake") => {
-                Wait::Handshake
-            }
-            _ => Wait::Connect,
-        };
+        let wait = part_of_connecting(&error);
         Self::from(error).ran_out(wait)
+    }
+
+    /// The same for the main channel: nothing was there before.
+    pub(crate) fn of_opening(error: mig_transport::Error) -> Self {
+        let opening = part_of_connecting(&error);
+        Self { opening: Some(opening), ..Self::of_connecting(error) }
+    }
+
+    /// Its text says what to do.
+    pub(crate) fn with_advice(mut self) -> Self {
+        self.says_what_next = true;
+        self
     }
 
     pub(crate) fn caused_by(mut self, cause: impl Into<Cause>) -> Self {
@@ -145,6 +156,17 @@ impl Error {
         self.wait
     }
 
+    /// At a source that could not open its main channel, which part of that failed: [`Wait::Connect`], or
+    /// [`Wait::Handshake`] once somebody was there.
+    pub fn opening(&self) -> Option<Wait> {
+        self.opening
+    }
+
+    /// Whether its text says what to do next. A deadline's text does; `{:#}` leaves it out, for who says that in another place.
+    pub fn says_what_next(&self) -> bool {
+        self.says_what_next
+    }
+
     /// The byte position in the stream, where it is known.
     pub fn position(&self) -> Option<u64> {
         self.position
@@ -163,7 +185,10 @@ impl fmt::Display for Error {
         if let Some(phase) = self.phase {
             details.push(format!("state {phase}"));
         }
-        if let Some(channel) = &self.channel {
+        // The stream's own errors begin with it.
+        if let Some(channel) = &self.channel
+            && !self.what.contains(channel)
+        {
             details.push(channel.clone());
         }
         // Causes that name the position in their own text need no second one.
@@ -172,10 +197,17 @@ impl fmt::Display for Error {
         {
             details.push(format!("byte {position:#x}"));
         }
+        if let Some(wait) = self.wait
+            && f.alternate()
+        {
+            details.push(format!("deadline {wait}"));
+        }
         if !details.is_empty() {
             write!(f, " ({})", details.join(", "))?;
         }
-        if let Some(wait) = self.wait {
+        if let Some(wait) = self.wait
+            && !f.alternate()
+        {
             write!(f, "; {}, or allow more time (deadline {wait})", wait.advice())?;
         }
         if self.owner == Owner::Unknown {
@@ -204,8 +236,22 @@ impl From<mig_transport::Error> for Error {
         }
         let blame = error.blame();
         drop(cause);
-        Self::new(blame, what)
+        Self { says_what_next: blame == Blame::PeerIncompatible, ..Self::new(blame, what) }
     }
+}
+
+fn part_of_connecting(error: &mig_transport::Error) -> Wait {
+    let doing = match error {
+        mig_transport::Error::Deadline { doing, .. } | mig_transport::Error::Io { doing, .. } => {
+            doing
+        }
+        mig_transport::Error::PeerIncompatible { .. }
+        | mig_transport::Error::PeerMisbehaved { .. } => {
+            return Wait::Handshake;
+        }
+        _ => return Wait::Connect,
+    };
+    if doing.contains("handshake") { Wait::Handshake } else { Wait::Connect }
 }
 
 impl From<mig_stream::Error> for Error {
@@ -213,7 +259,17 @@ impl From<mig_stream::Error> for Error {
         // The stream's own text names channel and byte.
         let blame = error.blame();
         let own = matches!(error, mig_stream::Error::Deadline { .. });
-        let mut told = Self::new(blame, error.to_string()).caused_by_source_of(error);
+        let mut told = Self::new(blame, error.to_string());
+        told.says_what_next = matches!(error, mig_stream::Error::Transport { .. })
+            && blame == Blame::PeerIncompatible;
+        let is_told = match &error {
+            // All of its word is in the stream's.
+            mig_stream::Error::Transport { source, .. } => error::Error::source(source).is_none(),
+            _ => false,
+        };
+        if !is_told {
+            told = told.caused_by_source_of(error);
+        }
         // Whoever waited for something else than bytes says so.
         told.wait = own.then_some(Wait::Idle);
         told

@@ -119,7 +119,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { doing, place, source } => write!(f, "{place}: {doing}: {source}"),
-            Self::Transport { doing, place, source } => write!(f, "{place}: {doing}: {source}"),
+            Self::Transport { doing, place, source } => {
+                write!(f, "{place}: {doing}: {}", without_channel(&source.to_string(), place))
+            }
             Self::PeerMisbehaved { place, what } => {
                 write!(f, "{place}: the stream ended where {what} should be")
             }
@@ -132,6 +134,15 @@ impl fmt::Display for Error {
                 write!(f, "{doing}: not done within {after:?}")
             }
         }
+    }
+}
+
+/// A transport's word may begin with the channel: by the name that it had before it was wrapped, in TLS say, which is the
+/// beginning of the one that it has now.
+fn without_channel<'a>(word: &'a str, place: &Place) -> &'a str {
+    match word.split_once(": ") {
+        Some((channel, rest)) if place.channel.starts_with(channel) => rest,
+        _ => word,
     }
 }
 
@@ -171,6 +182,21 @@ mod tests {
         assert!(
             error::Error::source(&error).is_some_and(|cause| cause.is::<mig_transport::Error>())
         );
+    }
+
+    #[test]
+    fn the_channel_is_named_once() {
+        let place = Place { channel: "tcp a to b (TLS 1.3, CN=b)".into(), at: 0 };
+        let told = |what: &str| {
+            let inside = mig_transport::Error::PeerIncompatible { what: what.into() }.into_io();
+            Error::channel("reading", place.clone(), inside).to_string()
+        };
+        let name = &place.channel;
+        assert_eq!(
+            told("tcp a to b: refused: no"),
+            format!("{name}, byte 0: reading: refused: no")
+        );
+        assert_eq!(told("refused: no"), format!("{name}, byte 0: reading: refused: no"));
     }
 
     #[test]

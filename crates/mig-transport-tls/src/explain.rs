@@ -113,11 +113,13 @@ impl Explainer {
         }
         let why = match (&self.end, spoke) {
             (End::Source { .. }, false) => {
-                "without a word of TLS: it expects a plain stream or another kind of credentials (tls-creds there), or it \
-                 turned us away by our address"
+                "without a word of TLS: it turned us away by our address, or it has no TLS (tls-creds, --tls-creds) or another kind of \
+                 credentials, and both ends must have the same; see its log"
             }
             (End::Source { .. }, true) => "in the middle of the handshake; its log says why",
-            (End::Destination { .. }, false) => "before it said anything",
+            (End::Destination { .. }, false) => {
+                "before it said anything; see whether it is a migration source, with TLS (tls-creds, --tls-creds)"
+            }
             (End::Destination { .. }, true) => {
                 "in the middle of the handshake: it does not trust this end's certificate, or knows another key, perhaps; its \
                  error says why (QEMU: query-migrate)"
@@ -143,6 +145,10 @@ impl Explainer {
     /// What to add if the connection ends after the handshake and before anything was received over it.
     pub(crate) fn hung_up_hint(&self) -> &'static str {
         match &self.end {
+            End::Source { .. } if self.user().is_some() => {
+                "the connection ended right after the TLS handshake: most likely the rules of the destination (tls-authz) do \
+                 not let our user in, which it says only in its own log"
+            }
             End::Source { .. } => {
                 "the connection ended right after the TLS handshake: most likely the destination refuses our certificate or its \
                  name (verify-peer, tls-authz), which it says only in its own log"
@@ -172,7 +178,8 @@ impl Explainer {
                     .to_owned()
             }
             (_, bytes) => format!(
-                "{} does not speak TLS: what it says begins with {:02x?}",
+                "{} does not speak TLS: what it says begins with {:02x?}; see what it is, and turn TLS on there or off here \
+                 (tls-creds, --tls-creds)",
                 self.other(),
                 &bytes[..bytes.len().min(8)]
             ),
@@ -371,7 +378,9 @@ impl Explainer {
             ),
             A::UnrecognisedName => format!("{other} has no certificate for the name we asked for"),
             A::UnknownPSKIdentity => format!("{other} does not know our user name in its keys.psk"),
-            A::UserCanceled | A::CloseNotify => format!("{other} ended the handshake"),
+            A::UserCanceled | A::CloseNotify => {
+                format!("{other} ended the handshake; its log says why")
+            }
             _ => {
                 let what =
                     format!("{}: {other} ended TLS with the alert {}", self.endpoint, name(alert));

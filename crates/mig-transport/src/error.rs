@@ -47,7 +47,7 @@ pub enum Error {
     /// The other end is sound but does not fit.
     #[error("{what}")]
     PeerIncompatible {
-        /// What does not fit, on which side.
+        /// What does not fit, on which side, and what to do.
         what: String,
     },
     /// The caller asked for something that cannot be.

@@ -91,10 +91,11 @@ pub(crate) fn assert_exit(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "{}: {}", output.status, stderr(output));
 }
 
-/// A `mig recv` that listens; its stderr is read until it says where.
+/// A `mig recv` that listens; its stderr is read until it says where, and then beside it.
 pub(crate) struct Listening {
     pub(crate) child: Child,
     pub(crate) uri: String,
+    rest: thread::JoinHandle<Vec<u8>>,
 }
 
 impl Listening {
@@ -113,14 +114,15 @@ impl Listening {
             }
             said.push_str(&line);
         };
-        // What follows is short; without a reader the pipe would fill up all the same one day.
-        thread::spawn(move || reader.read_to_end(&mut Vec::new()));
-        Self { child, uri }
+        Self { child, uri, rest: collect(reader) }
     }
 
+    /// With what it said after that.
     #[track_caller]
     pub(crate) fn finish(self) -> Output {
-        finish(self.child)
+        let mut output = finish(self.child);
+        output.stderr = self.rest.join().unwrap();
+        output
     }
 }
 

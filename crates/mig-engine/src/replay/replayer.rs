@@ -477,7 +477,8 @@ impl Session<'_> {
             }
             // A transport's own reason (a TLS alert) says more than that writing failed; silence says less.
             Ok(Err(heard)) if !matches!(heard.blame(), Blame::Io | Blame::Deadline) => {
-                Err(heard.caused_by(error))
+                tracing::debug!(%error, "and sending failed");
+                Err(heard)
             }
             Ok(Err(_)) | Err(_) => Err(error),
         }
@@ -596,14 +597,34 @@ impl Session<'_> {
             None => String::new(),
         };
         let machine = self.cutter.machine.as_deref().unwrap_or("of an old machine type");
-        Error::peer_incompatible(format!(
-            "the destination {how} within the first {sent} bytes{section}: look at its log; it must have the same \
-             machine type ({machine}), memory size and devices as the guest in {}",
+        let fits = format!(
+            "it must have the same machine type ({machine}), memory size and devices as the guest in {}",
             self.name
-        ))
-        .at(sent)
+        );
+        let has_read = !matches!(verdict, Verdict::Ended(_));
+        let what = match (sent, has_read) {
+            (0, false) => format!(
+                "the destination {how} before it was sent anything: look at its log; it {TURNS_AWAY}"
+            ),
+            (1..=UNREAD, false) => format!(
+                "the destination {how} within the first {sent} bytes{section}, perhaps before it read any: look at its log; it \
+                 {TURNS_AWAY}, or else {fits}"
+            ),
+            _ => format!(
+                "the destination {how} within the first {sent} bytes{section}: look at its log; {fits}"
+            ),
+        };
+        let error = Error::peer_incompatible(what).at(sent);
+        // With data channels or memory of its own there is more that may not fit.
+        if self.memory.is_some() { error } else { error.with_advice() }
     }
 }
+
+/// Why a destination hangs up without having read a byte, or a word about it.
+const TURNS_AWAY: &str = "turns away who is not allowed (--allow, --tls-authz), and plain streams where it has TLS (tls-creds, \
+                          --tls-creds)";
+/// What the sockets between the ends may hold: so much may be sent to a destination that reads nothing.
+const UNREAD: u64 = 16 << 20;
 
 /// The input itself is at fault; the destination is not.
 pub(super) fn unsound(name: &str, error: Error) -> Error {

@@ -407,7 +407,7 @@ pub(crate) async fn connect(
         options = options.idle(Arc::clone(idle));
     }
     let channel = connector.connect().await;
-    let channel = channel.map_err(Error::of_connecting)?;
+    let channel = channel.map_err(Error::of_opening)?;
     Ok(Stream::open(channel, options))
 }
 
