@@ -10,7 +10,10 @@ use rustls::pki_types::CertificateDer;
 
 use self::pattern::{Shown, Source, What};
 use crate::{
-    credentials::{CertificateFacts, misuse, read_bounded, warn_if_others_may_write},
+    credentials::{
+        CertificateFacts, ServerCredentials, ServerKind, misuse, read_bounded,
+        warn_if_others_may_write,
+    },
     session::engine::Peer,
 };
 
@@ -97,15 +100,64 @@ impl Authorization {
                 None => parsed.push(text, |why| why)?,
             }
         }
-        let parsed = parsed.rules;
-        if !parsed.iter().any(|rule| rule.allows) {
+        let parsed = Self { rules: parsed.rules };
+        if parsed.allowing().next().is_none() {
             return Err(misuse(
                 "no authorisation rule allows anybody, so every source would be refused; after rules that deny, end with \
                  \"allow any\""
                     .into(),
             ));
         }
-        Ok(Self { rules: parsed })
+        Ok(parsed)
+    }
+
+    /// Refuses rules that can let in nobody who proves to be somebody with these `credentials`: they are a mistake, and only
+    /// every source would notice.
+    ///
+    /// # Errors
+    ///
+    /// [`Misuse`](Error::Misuse), with the rules that would.
+    pub fn check_against(&self, credentials: &ServerCredentials) -> Result<()> {
+        if !credentials.verifies_peer() {
+            return Err(misuse(
+                "rules about which sources may come (tls-authz), and no source is asked who it is: nobody could come; ask for \
+                 certificates (verify-peer), or leave the rules out"
+                    .into(),
+            ));
+        }
+        match credentials.kind() {
+            ServerKind::X509(_) if self.allowing().all(|rule| rule.what.is_about_keys()) => {
+                Err(misuse(
+                    "the authorisation rules allow users of keys.psk (psk:) and nobody else, and sources show certificates \
+                     here: nobody could come; write dn:NAME, san:dns:HOST or any, or take keys in place of certificates \
+                     (--tls-psk)"
+                        .into(),
+                ))
+            }
+            ServerKind::X509(_) => Ok(()),
+            #[cfg(feature = "tls-psk")]
+            ServerKind::Psk(keys) => {
+                let may_come = |user: &str| self.decides(&Source::User(user)).is_some_and(|rule| rule.allows);
+                if keys.users().any(may_come) {
+                    return Ok(());
+                }
+                Err(misuse(format!(
+                    "the authorisation rules allow none of the users that {} has: nobody could come; with keys in place of \
+                     certificates write psk:USER, with one of its users, or any",
+                    credentials.directory().join("keys.psk").display()
+                )))
+            }
+        }
+    }
+
+    /// Those that can let somebody in; what stands behind one that denies everybody is never reached.
+    fn allowing(&self) -> impl Iterator<Item = &Rule> {
+        let reached = self.rules.iter().take_while(|rule| rule.allows || !rule.what.is_any());
+        reached.filter(|rule| rule.allows)
+    }
+
+    fn decides(&self, source: &Source<'_>) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.fits(source))
     }
 
     /// Whether who is at the other end, by what the handshake has proven, may migrate to here.
@@ -137,7 +189,7 @@ impl Authorization {
                 );
             }
         };
-        match self.rules.iter().find(|rule| rule.fits(&source)) {
+        match self.decides(&source) {
             Some(rule) if rule.allows => Ok(()),
             Some(rule) => refused(format!("{source}: the rule \"{}\" denies it", rule.text)),
             None => match self.rules.iter().find(|rule| rule.what.fits_reversed(&source)) {

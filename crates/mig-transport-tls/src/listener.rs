@@ -40,6 +40,7 @@ pub struct TlsListener {
     events: Events,
     /// A flood is a few lines.
     log: LogLimit,
+    last_dropped: Option<Error>,
     /// The inner listener has given the only channel it has.
     had_only_one: bool,
     /// What the inner listener said when it gave no more; told when nobody is left who connected before.
@@ -61,6 +62,7 @@ impl TlsListener {
             handshakes,
             events: Events::default(),
             log: LogLimit::default(),
+            last_dropped: None,
             had_only_one: false,
             exhausted: None,
         }
@@ -86,13 +88,14 @@ impl TlsListener {
         self.handshakes.add(Handshake::new(work, peer, from, progress));
     }
 
-    fn tell_of(&mut self, error: &Error, peer: String) {
+    fn tell_of(&mut self, error: Error, peer: String) {
         if let Some(unsaid) = self.log.say() {
             let error = error.to_string();
             // Most errors name the connection themselves.
             let peer = (!error.contains(&peer)).then_some(peer);
             tracing::warn!(peer, %error, unsaid, "a connection was dropped");
         }
+        self.last_dropped = Some(error);
     }
 }
 
@@ -148,7 +151,7 @@ impl Listener for TlsListener {
                 Event::Agreed(Ok(channel), _) => return Ok(channel),
                 Event::Agreed(Err(error), _) if self.had_only_one => return Err(error),
                 Event::Agreed(Err(error), peer) => {
-                    self.tell_of(&error, peer);
+                    self.tell_of(error, peer);
                     tokio::task::yield_now().await;
                 }
             }
@@ -162,5 +165,9 @@ impl Listener for TlsListener {
     fn nobody_is_missing(&mut self, nobody: bool) {
         self.handshakes.nobody_is_missing(nobody);
         self.inner.nobody_is_missing(nobody);
+    }
+
+    fn last_dropped(&mut self) -> Option<Error> {
+        self.last_dropped.take().or_else(|| self.inner.last_dropped())
     }
 }

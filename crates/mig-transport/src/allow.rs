@@ -177,12 +177,13 @@ pub struct AllowingListener {
     inner: Box<dyn Listener>,
     allow: AllowList,
     log: LogLimit,
+    last_dropped: Option<Error>,
 }
 
 impl AllowingListener {
     /// Gives out those channels of `inner` that `allow` permits.
     pub fn new(inner: Box<dyn Listener>, allow: AllowList) -> Self {
-        Self { inner, allow, log: LogLimit::default() }
+        Self { inner, allow, log: LogLimit::default(), last_dropped: None }
     }
 }
 
@@ -195,10 +196,15 @@ impl Listener for AllowingListener {
             if self.allow.permits(channel.peer()) {
                 return Ok(channel);
             }
+            let peer = channel.peer();
             if let Some(unsaid) = self.log.say() {
-                let peer = channel.peer();
                 tracing::warn!(channel = %channel.endpoint(), unsaid, "{peer} is not allowed to connect: closed");
             }
+            let what = format!(
+                "{}: {peer} is not allowed to connect; allow it (--allow) if it is the source",
+                channel.endpoint()
+            );
+            self.last_dropped = Some(Error::PeerIncompatible { what });
             drop(channel);
             refused += 1;
             if refused % REFUSALS_AT_ONCE == 0 {
@@ -213,6 +219,10 @@ impl Listener for AllowingListener {
 
     fn nobody_is_missing(&mut self, nobody: bool) {
         self.inner.nobody_is_missing(nobody);
+    }
+
+    fn last_dropped(&mut self) -> Option<Error> {
+        self.last_dropped.take().or_else(|| self.inner.last_dropped())
     }
 }
 
@@ -283,6 +293,36 @@ mod tests {
             let error = list.check(scheme).unwrap_err().to_string();
             assert!(error.contains(scheme) && error.contains("uid:0"), "{error}");
         }
+    }
+
+    /// One connection, and then nobody.
+    struct One(Option<Channel>);
+
+    #[async_trait]
+    impl Listener for One {
+        async fn accept(&mut self) -> Result<Channel> {
+            self.0.take().ok_or_else(|| Error::Misuse { what: "nobody".into() })
+        }
+
+        fn local_addresses(&self) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    /// The only sign of it is a line in the log, and who waits for that source sees an error alone.
+    #[tokio::test]
+    async fn who_was_turned_away_is_remembered_once() {
+        let channel = Channel::new(crate::ChannelParts {
+            peer: Peer::User(7),
+            ..crate::ChannelParts::default()
+        });
+        let list = AllowList::new([rule("uid:0")]);
+        let mut listener = AllowingListener::new(Box::new(One(Some(channel))), list);
+        assert!(listener.last_dropped().is_none());
+        assert_eq!(listener.accept().await.unwrap_err().to_string(), "nobody");
+        let told = listener.last_dropped().expect("it was turned away").to_string();
+        assert!(told.contains("uid:7 is not allowed to connect"), "{told}");
+        assert!(listener.last_dropped().is_none());
     }
 
     proptest! {

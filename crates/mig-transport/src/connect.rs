@@ -2,7 +2,10 @@
 
 use async_trait::async_trait;
 
-use crate::{channel::Channel, error::Result};
+use crate::{
+    channel::Channel,
+    error::{Error, Result},
+};
 
 /// Opens channels to one address. A migration with several channels calls it several times.
 #[async_trait]
@@ -49,4 +52,11 @@ pub trait Listener: Send {
     /// Everybody who is expected has come, or somebody is missing again, as at first. A hint: whoever still comes is a stranger
     /// most likely, and a listener that does work for each may do less. A listener around another one hands it on.
     fn nobody_is_missing(&mut self, _nobody: bool) {}
+
+    /// Why the last one was turned away whom this listener did not give out; told once. It may have been the one who is waited
+    /// for, so it belongs to the error of who gives up waiting. A listener around another one that knows of nobody asks that
+    /// one.
+    fn last_dropped(&mut self) -> Option<Error> {
+        None
+    }
 }

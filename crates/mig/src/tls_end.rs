@@ -70,12 +70,8 @@ impl ListenTls {
         bare: impl Future<Output = Result<Box<dyn Listener>>>,
     ) -> Result<Box<dyn Listener>> {
         possible(address)?;
-        if self.options.authorization.is_some() && !self.credentials.verifies_peer() {
-            return Err(Error::Misuse {
-                what: "rules about which sources may come (tls-authz), and no source is asked who it is: nobody could come; ask \
-                       for certificates (verify-peer), or leave the rules out"
-                    .to_owned(),
-            });
+        if let Some(rules) = &self.options.authorization {
+            rules.check_against(&self.credentials)?;
         }
         let (credentials, options) = (self.credentials.clone(), self.options.clone());
         Ok(Box::new(TlsListener::new(bare.await?, credentials, options)))

@@ -102,9 +102,14 @@ impl<'a> Acceptor<'a> {
         let accepted = within("waiting for a source to connect", limit, accepted).await;
         let accepted = accepted.map_err(|error: Error| {
             let error = error.ran_out(Wait::Accept);
-            match self.candidates.last_dropped() {
-                Some(dropped) if error.blame() == Blame::Deadline => error.caused_by(dropped),
-                _ => error,
+            if error.blame() != Blame::Deadline {
+                return error;
+            }
+            // Who was let in and was no source got furthest.
+            let dropped = self.candidates.last_dropped();
+            match dropped.or_else(|| self.listener.last_dropped().map(Error::from)) {
+                Some(dropped) => error.caused_by(dropped),
+                None => error,
             }
         });
         accepted.map_err(|error| match data {

@@ -141,6 +141,33 @@ async fn a_deadline_names_what_was_wrong_with_the_last_one_that_came() {
     assert!(cause.starts_with("not a migration stream"), "{cause}");
 }
 
+/// A door at which somebody was turned away before the listener gave out a channel: by TLS, by address.
+struct Refusing;
+
+#[async_trait::async_trait]
+impl mig_transport::Listener for Refusing {
+    async fn accept(&mut self) -> mig_transport::Result<mig_transport::Channel> {
+        std::future::pending().await
+    }
+
+    fn local_addresses(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn last_dropped(&mut self) -> Option<mig_transport::Error> {
+        Some(mig_transport::Error::PeerIncompatible { what: "not authorised".into() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_names_whom_the_listener_turned_away() {
+    let mut pair = Pair::new();
+    let error = pair.destination.run(&mut Refusing).await.unwrap_err();
+    assert_eq!(error.blame(), Blame::Deadline);
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert_eq!(cause, "not authorised");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_crowd_at_the_door_holds_nobody_up() {
     let mut pair = Pair::new();

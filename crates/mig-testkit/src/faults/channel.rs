@@ -75,6 +75,10 @@ impl Listener for FaultyListener {
         self.inner.local_addresses()
     }
 
+    fn last_dropped(&mut self) -> Option<Error> {
+        self.inner.last_dropped()
+    }
+
     fn nobody_is_missing(&mut self, nobody: bool) {
         self.inner.nobody_is_missing(nobody);
     }

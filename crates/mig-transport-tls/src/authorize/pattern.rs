@@ -141,6 +141,15 @@ impl What {
         })
     }
 
+    pub(super) fn is_any(&self) -> bool {
+        matches!(self, Self::Any)
+    }
+
+    /// Nobody with a certificate fits.
+    pub(super) fn is_about_keys(&self) -> bool {
+        matches!(self, Self::Psk(_))
+    }
+
     pub(super) fn fits(&self, source: &Source<'_>) -> bool {
         match (self, source) {
             (Self::Any, _) => true,

@@ -6,6 +6,7 @@ use rcgen::{CertificateParams, DnType, SanType};
 
 use super::Authorization;
 use crate::{
+    credentials::ServerCredentials,
     session::engine::Peer,
     testing::{Site, client_params, key, warnings},
 };
@@ -341,6 +342,51 @@ fn rules_come_from_files() {
     std::fs::remove_file(&path).expect("removed");
     let error = Authorization::parse([rule.as_str()]).expect_err("none");
     assert!(site.told(&error).starts_with("DIR/rules: no such file"), "{error}");
+}
+
+#[test]
+fn rules_that_let_nobody_in_are_a_mistake() {
+    for rules in [&["deny any", "allow any"][..], &["deny dn:CN=x", "deny any", "dn:CN=y"]] {
+        let error = Authorization::parse(rules).expect_err("nobody");
+        assert!(error.to_string().starts_with("no authorisation rule allows anybody"), "{error}");
+    }
+
+    let site = Site::complete();
+    let x509 = |verify_peer| ServerCredentials::x509(site.path(), verify_peer).expect("a server");
+    let told = |rules: &[&str], credentials: &ServerCredentials| {
+        let rules = Authorization::parse(rules).expect("rules");
+        let checked = rules.check_against(credentials);
+        checked.map_or_else(|error| site.told(&error), |()| String::new())
+    };
+    let asks = x509(true);
+    assert_eq!(told(&["dn:CN=x"], &asks), "");
+    assert_eq!(told(&["psk:x", "san:dns:x"], &asks), "");
+    assert_eq!(told(&["any"], &asks), "");
+    assert_eq!(
+        told(&["psk:x", "psk:y"], &asks),
+        "the authorisation rules allow users of keys.psk (psk:) and nobody else, and sources show certificates here: nobody \
+         could come; write dn:NAME, san:dns:HOST or any, or take keys in place of certificates (--tls-psk)"
+    );
+    assert!(told(&["any"], &x509(false)).contains("no source is asked who it is"));
+
+    #[cfg(feature = "tls-psk")]
+    {
+        site.write("keys.psk", format!("qemu:{0}\nguest7:{0}\n", "00".repeat(32)));
+        let keys = ServerCredentials::psk(site.path()).expect("users");
+        for rules in
+            [&["any"][..], &["psk:guest*"], &["dn:CN=x", "psk:qemu"], &["deny psk:qemu", "any"]]
+        {
+            assert_eq!(told(rules, &keys), "", "{rules:?}");
+        }
+        for rules in [&["dn:CN=x"][..], &["psk:eve"], &["deny psk:*", "any"]] {
+            assert_eq!(
+                told(rules, &keys),
+                "the authorisation rules allow none of the users that DIR/keys.psk has: nobody could come; with keys in place of \
+                 certificates write psk:USER, with one of its users, or any",
+                "{rules:?}"
+            );
+        }
+    }
 }
 
 #[test]

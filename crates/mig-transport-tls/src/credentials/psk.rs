@@ -67,6 +67,10 @@ impl Keys {
         Ok(Self(Arc::new(keys)))
     }
 
+    pub(crate) fn users(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     pub(crate) fn of(&self, user: &str) -> Option<&[u8]> {
         self.0.get(user).map(Vec::as_slice)
     }

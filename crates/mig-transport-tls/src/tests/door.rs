@@ -126,6 +126,24 @@ async fn strangers_that_speak_wrongly_change_nothing() {
     works(&mut source.expect("rightful"), &mut destination.expect("rightful")).await;
 }
 
+/// Who gives up waiting for a source can say what became of the last one.
+#[tokio::test]
+async fn the_last_one_that_was_refused_is_remembered_once() {
+    let ends = Ends::new().authorizing("dn:O=Example,CN=somebody else");
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let (ours, theirs) = socket_pair();
+    knock.send(theirs).expect("the door is there");
+    drop(knock);
+    assert!(listener.last_dropped().is_none());
+    let connector = ends.connector(ours);
+    let (_source, nobody) = tokio::join!(connector.connect(), listener.accept());
+    assert_eq!(nobody.expect_err("refused").to_string(), "nobody comes any more");
+    let told = listener.last_dropped().expect("it was refused").to_string();
+    assert_eq!(told, "not authorised: O=Example,CN=src1: no rule allows it");
+    assert!(listener.last_dropped().is_none());
+}
+
 /// A dropped `accept` goes on where it was.
 #[tokio::test]
 async fn accepting_may_be_given_up_and_taken_up_again() {
