@@ -145,7 +145,7 @@ fn a_stream_cut_on_the_way_is_told_with_its_position() {
     for cut in [0, 2, 8, 17, 30, 5_000, 100_000] {
         let scratch = Scratch::new();
         let kept = scratch.file("kept.mig");
-        // With nothing behind its head it was a stranger, and the right source may still come; nobody does.
+        // Before the end of its head it was a stranger, and the right source may still come; nobody does.
         let (limit, code) = if cut < 18 { ("500ms", 5) } else { ("60s", 3) };
         let arguments = ["recv", "tcp:127.0.0.1:0", "--save", &kept, "--timeout", limit];
         let recv = Listening::start(&arguments);

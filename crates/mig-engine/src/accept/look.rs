@@ -75,7 +75,7 @@ pub(super) async fn look_at(
                 }
                 // Over its only channel a stream that ends in its head is cut, and its decoder says so. Of several, whoever
                 // hangs up there is not the one that is waited for, or comes again.
-                FirstBytes::Main if strangers && !has_begun(reader.buffer()) => {
+                FirstBytes::Main if strangers && !has_head(reader.buffer()) => {
                     if reader.fill().await? == 0 {
                         return Ok(FirstBytes::TooFew);
                     }
@@ -89,7 +89,7 @@ pub(super) async fn look_at(
     match first {
         FirstBytes::Main => Ok(Arrival::Main((stream, reader))),
         FirstBytes::TooFew => Err(Error::peer_misbehaved(format!(
-            "the stream ended after {} bytes, and nothing came behind its header",
+            "the stream ended after {} bytes, inside its header",
             reader.buffer().len()
         ))),
         FirstBytes::Multifd => hello(&mut reader).map(|hello| {
@@ -101,10 +101,11 @@ pub(super) async fn look_at(
     .map_err(|error| error.on(name.as_str()).at(0))
 }
 
-/// Whether the file header, the machine's name and something behind it are there, or something that no more bytes make
-/// sound (docs/wire/stream.md §2, §3). A source sends them in one piece; who says four letters, or the whole head, and stops must
-/// not keep the source out.
-fn has_begun(bytes: &[u8]) -> bool {
+/// Whether the file header and the machine's name are there, or something that no more bytes make sound (docs/wire/stream.md §2,
+/// §3): who says four letters and hangs up must not end the listening. More is not waited for: a source with data channels
+/// and without a return path says no more until it has connected all of them, and a stranger that says so much can as well
+/// say more.
+fn has_head(bytes: &[u8]) -> bool {
     const VERSION: &[u8] = &[0, 0, 0, 3];
     const CONFIGURATION: u8 = 7;
     const LONGEST_NAME: u32 = 255;
@@ -119,7 +120,7 @@ fn has_begun(bytes: &[u8]) -> bool {
         [CONFIGURATION, rest @ ..] => match rest.split_first_chunk() {
             Some((len, behind)) => {
                 let len = u32::from_be_bytes(*len);
-                len > LONGEST_NAME || behind.len() > len as usize
+                len > LONGEST_NAME || behind.len() >= len as usize
             }
             None => false,
         },
@@ -167,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_has_begun_with_the_first_byte_behind_its_head() {
-        let begun = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x08";
-        for len in 0..begun.len() {
-            assert!(!has_begun(&begun[..len]), "{len} bytes");
+    fn a_head_is_whole_with_the_name_of_the_machine() {
+        let head = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc";
+        for len in 0..head.len() {
+            assert!(!has_head(&head[..len]), "{len} bytes");
         }
-        assert!(has_begun(begun));
-        assert!(has_begun(b"QEVM\0\0\0\x02"), "a version of which the decoder tells more");
-        assert!(has_begun(b"QEVM\0\0\0\x03\x01"), "no configuration");
-        assert!(has_begun(b"QEVM\0\0\0\x03\x07\0\0\x01\0"), "a name that cannot be");
+        assert!(has_head(head), "a source may say no more for as long as its data channels take");
+        assert!(has_head(b"QEVM\0\0\0\x02"), "a version of which the decoder tells more");
+        assert!(has_head(b"QEVM\0\0\0\x03\x01"), "no configuration");
+        assert!(has_head(b"QEVM\0\0\0\x03\x07\0\0\x01\0"), "a name that cannot be");
     }
 }
