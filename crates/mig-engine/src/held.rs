@@ -9,7 +9,13 @@
 //! It costs as much memory as the guest has, so that is looked at before any is taken: against the caller's limit, and
 //! against what this machine has left. The last copy of a page wins, as at a destination with a guest.
 
-use std::{sync::Arc, thread};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
 
 use mig_compress::PageInflater;
 use mig_proto::{BlockEntry, BlockId, Event, xbzrle};
@@ -42,14 +48,19 @@ pub(crate) struct Needed(Arc<RamBlocks>);
 /// Some 50 ms of the system's time.
 const LARGE_BYTES: u64 = 256 << 20;
 
+/// Bytes on their way back to the system in this process.
+static GOING_BACK: AtomicU64 = AtomicU64::new(0);
+
 impl Drop for Needed {
     fn drop(&mut self) {
         if self.0.total_bytes() < LARGE_BYTES {
             return;
         }
         let memory = Arc::clone(&self.0);
+        let going = GoingBack::new(memory.total_bytes());
         // Others may still hold a part of it: what they let go of later is empty.
         let give_back = move || {
+            let _going = going;
             for index in 0..memory.block_count() {
                 let len = memory.block(index).map_or(0, |block| block.used_length);
                 if let Err(error) = memory.release(index, 0, len) {
@@ -60,6 +71,22 @@ impl Drop for Needed {
         if let Err(error) = thread::Builder::new().name("mig-give-back".into()).spawn(give_back) {
             tracing::debug!(%error, "a thread to give memory back");
         }
+    }
+}
+
+/// Counts in [`GOING_BACK`] for as long as it lives.
+struct GoingBack(u64);
+
+impl GoingBack {
+    fn new(bytes: u64) -> Self {
+        GOING_BACK.fetch_add(bytes, Ordering::Relaxed);
+        Self(bytes)
+    }
+}
+
+impl Drop for GoingBack {
+    fn drop(&mut self) {
+        GOING_BACK.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
@@ -208,8 +235,11 @@ fn check_room(total: u64, limit: Option<u64>) -> Result<()> {
              limit, or {INSTEAD}"
         )));
     }
-    // Where the system does not say what it has, the allocation itself has to.
+    // Where the system does not say what it has, the allocation itself has to. An attempt that ended a moment ago may still be
+    // giving its memory back: that much was taken, and will be there.
+    let going_back = GOING_BACK.load(Ordering::Relaxed);
     let available = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available);
+    let available = available.map(|bytes| bytes.saturating_add(going_back));
     if let Some(available) = available.filter(|available| total > *available) {
         return Err(Error::new(
             Blame::Unavailable,
@@ -287,5 +317,9 @@ mod tests {
         assert_eq!(error.blame(), Blame::Unavailable);
         assert!(error.to_string().contains(&(1u64 << 60).to_string()), "{error}");
         check_room(4096, Some(4096)).unwrap();
+        let going = GoingBack::new(1 << 60);
+        check_room(1 << 60, None).expect("what goes back will be there");
+        drop(going);
+        check_room(1 << 60, None).unwrap_err();
     }
 }

@@ -148,7 +148,8 @@ pub trait GuestMemory: Send + Sync {
     /// were not yet dirty there. `into` covers at least the block's pages.
     fn sync_dirty(&self, index: usize, into: &DirtyBitmap) -> Result<u64>;
 
-    /// Ends the noting of writes. Fine to call when it never started.
+    /// Ends the noting of writes. Fine to call when it never started. [`RamBlocks`] of 512 MiB and more take the protection off
+    /// behind the caller, and their next `start_dirty_log` waits for that; another tracker of the same memory does not.
     fn stop_dirty_log(&self) -> Result<()>;
 
     /// Sets in `into` the bit of every page of the block at `index` that may exist, and answers true; or answers false

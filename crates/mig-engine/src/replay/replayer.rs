@@ -216,6 +216,7 @@ impl Replayer {
                 if error.blame() == Blame::Cancelled && progress.owner() == Owner::Destination =>
             {
                 session.reached_device()?;
+                hang_up.spare();
                 Ok(session.replayed(true))
             }
             Err(error) => {
