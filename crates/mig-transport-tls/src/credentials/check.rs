@@ -39,6 +39,13 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
+    pub(super) fn of_the_other_end(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+
     pub(super) fn certificate_file(self) -> &'static str {
         match self {
             Self::Client => "client-cert.pem",

@@ -1,8 +1,8 @@
 //! What the CAs have taken back: `ca-crl.pem`, held against the CAs before any certificate is held against it.
 //!
 //! ```text
-//!   ca-cert.pem ────────────────┐
-//!   this end's own chain ───────┴▶ CAs that may sign lists
+//!   ca-cert.pem ─────────────────────────────────────┐
+//!   what follows in client-cert.pem, server-cert.pem ┴▶ CAs that may sign lists
 //!                                        │ name, signature
 //!   ca-crl.pem ──▶ list, list, … ────────┴▶ newest first ──▶ verifiers for the other end
 //! ```
@@ -10,12 +10,15 @@
 //! A verifier skips a list that is by nobody whom it meets, and everybody whom the right list would refuse gets in. So a list
 //! that is by no CA known here, or was not signed by it, is an error, and nothing starts.
 //!
-//! An intermediate CA may sign lists about what it issued. It is known if its certificate follows this end's own in
-//! `server-cert.pem` or `client-cert.pem` and leads to `ca-cert.pem`. In `ca-cert.pem` it would be trusted for itself,
-//! and its own revocation by the CA above would not count any more.
+//! An intermediate CA may sign lists about what it issued. It is known if its certificate follows an end's own in
+//! `server-cert.pem` or `client-cert.pem`, whichever end this is, and leads to `ca-cert.pem`. In `ca-cert.pem` it would be
+//! trusted for itself, and its own revocation by the CA above would not count any more.
 //!
-//! Of several lists by one CA the newest that is about a certificate decides, wherever it is in the file. A CA without a list
-//! has revoked nothing that is known here.
+//! Of several lists by one CA the newest decides, wherever it is in the file, and no other is asked. So each must be about
+//! everything that its CA issued: one about a part (issuing distribution point) would hide those about the rest, and is an error.
+//! A verifier finds the list by its CA's name, so where two CAs known here share that name and not the key, as after a CA
+//! was made anew, one's certificates would be held against the other's list; that is an error too. A CA without a list has
+//! revoked nothing that is known here.
 
 use std::cmp::Reverse;
 
@@ -52,22 +55,62 @@ pub(super) fn load(
         file.path(),
         "leave out of it whom they like, or put an older one there",
     );
-    let chain = match directory.read(purpose.certificate_file())? {
-        Some(own) => own.certificates()?,
-        None => Vec::new(),
-    };
-    let signers = signers(cas, chain.get(1..).unwrap_or_default());
+    let known = Intermediates::read(directory, purpose)?;
+    let signers = signers(cas, &known.certificates);
     let lists = file.revocation_lists()?;
     let mut dated = Vec::with_capacity(lists.len());
     for (at, list) in lists.iter().enumerate() {
-        let place = Place { file: &file, at, of: lists.len(), purpose };
+        let place = Place { file: &file, at, of: lists.len(), known: &known };
         let parsed = place.parse(list)?;
         place.check_signer(&parsed, &signers)?;
+        place.check_scope(&parsed)?;
         place.remark(&parsed);
         dated.push((Reverse(parsed.last_update().timestamp()), list.clone()));
     }
     dated.sort_by_key(|(newest, _list)| *newest);
     Ok(dated.into_iter().map(|(_newest, list)| list).collect())
+}
+
+/// What follows the ends' own certificates in their files.
+struct Intermediates {
+    certificates: Vec<CertificateDer<'static>>,
+    /// The file that one more can be added to: this end's own, or the other's where this end has none.
+    file: Option<&'static str>,
+}
+
+impl Intermediates {
+    /// The other end's file need not be readable for this end: what is not known of it only makes a list an error.
+    fn read(directory: &Directory, purpose: Purpose) -> Result<Self> {
+        let (name, other_name) =
+            (purpose.certificate_file(), purpose.of_the_other_end().certificate_file());
+        let own = directory.read(name)?.map(|file| file.certificates()).transpose()?;
+        let other = directory.read(other_name).ok().flatten();
+        let other = other.and_then(|file| file.certificates().ok());
+        let file = match (&own, &other) {
+            (Some(_), _) => Some(name),
+            (None, Some(_)) => Some(other_name),
+            (None, None) => None,
+        };
+        let chains = [own, other].into_iter().flatten();
+        Ok(Self {
+            certificates: chains.flat_map(|chain| chain.into_iter().skip(1)).collect(),
+            file,
+        })
+    }
+
+    /// How `issuer`, whose list is there, becomes known.
+    fn how_to_add(&self, issuer: &str) -> String {
+        match self.file {
+            Some(file) => format!(
+                "where {issuer} is an intermediate CA, add its certificate after the end's own in {file}"
+            ),
+            None => format!(
+                "where {issuer} is an intermediate CA, this directory has neither client-cert.pem nor server-cert.pem for its \
+                 certificate to follow in: leave its list out, or add its certificate to {CA_FILE}, which trusts it whatever \
+                 the CA above it revokes"
+            ),
+        }
+    }
 }
 
 /// One that may have signed a list.
@@ -110,7 +153,7 @@ struct Place<'a> {
     file: &'a PemFile,
     at: usize,
     of: usize,
-    purpose: Purpose,
+    known: &'a Intermediates,
 }
 
 impl Place<'_> {
@@ -147,9 +190,8 @@ impl Place<'_> {
             return Err(self.wrong(
                 &format!("the revocation list of {issuer} revokes nothing here, as {CA_FILE} has no such CA"),
                 &format!(
-                    "put the list of a CA there that {CA_FILE} has; where {issuer} is an intermediate CA, add its certificate \
-                     after this end's own in {}",
-                    self.purpose.certificate_file()
+                    "put the list of a CA there that {CA_FILE} has; {}",
+                    self.known.how_to_add(&issuer)
                 ),
             ));
         }
@@ -171,6 +213,20 @@ impl Place<'_> {
             return Err(self.wrong(&format!("the revocation list of {issuer} {what}"), remedy));
         };
         let signer = namesakes[at];
+        let key = |one: &Signer<'_>| one.certificate.public_key().raw.to_vec();
+        if namesakes.iter().any(|one| key(one) != key(signer)) {
+            return Err(self.wrong(
+                &format!(
+                    "the revocation list of {issuer} was signed by one of several CAs of that name that are known here, with \
+                     different keys; which of them issued a certificate cannot be told by its name, and good ones of the others \
+                     would be refused"
+                ),
+                &format!(
+                    "leave only the CA of that name whose list this is in {CA_FILE} and after the ends' own certificates, or \
+                     give a CA that is made anew a new name"
+                ),
+            ));
+        }
         match signer.certificate.key_usage() {
             Ok(Some(usage)) if !signer.is_trusted && !usage.value.crl_sign() => Err(self.wrong(
                 &format!(
@@ -183,6 +239,23 @@ impl Place<'_> {
         }
     }
 
+    /// The verifier asks one list and no other. What one that is about a part does not have counts as not revoked, though
+    /// another list had it.
+    fn check_scope(&self, list: &CertificateRevocationList<'_>) -> Result<()> {
+        let mut extensions = list.extensions().iter();
+        if !extensions.any(|extension| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT) {
+            return Ok(());
+        }
+        Err(self.wrong(
+            &format!(
+                "the revocation list of {} is about a part of its certificates only (issuing distribution point), and would let \
+                 in what another list revokes",
+                shown(list.issuer())
+            ),
+            "put the CA's list there that is about all its certificates (one without that extension)",
+        ))
+    }
+
     /// What will not fail, and is less than one may think.
     fn remark(&self, list: &CertificateRevocationList<'_>) {
         if let Some(next) = list.next_update().map(|next| next.timestamp())
@@ -193,15 +266,6 @@ impl Place<'_> {
                  since is not known here: fetch the CA's new one",
                 self.named(),
                 utc(next)
-            );
-        }
-        let mut extensions = list.extensions().iter();
-        if extensions.any(|extension| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT) {
-            tracing::warn!(
-                "{}: the revocation list of {} is about a part of its certificates only (issuing distribution point); of the \
-                 others none is known to be revoked: fetch the list that is about all of them",
-                self.named(),
-                shown(list.issuer())
             );
         }
     }

@@ -3,17 +3,14 @@
 
 use mig_transport::{Blame, Error};
 use rcgen::{
-    CertificateParams, CertifiedIssuer, CrlDistributionPoint, CrlIssuingDistributionPoint, KeyPair,
-    KeyUsagePurpose,
+    CertificateParams, CertifiedIssuer, CrlDistributionPoint, CrlIssuingDistributionPoint,
+    CrlScope, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::UnixTime;
 
 use crate::{
-    credentials::{ServerCredentials, ServerKind},
-    testing::{
-        Site, ca_params, client_params, key, revocation_params, revocations, server_params,
-        warnings,
-    },
+    credentials::{ClientCredentials, ServerCredentials, ServerKind},
+    testing::{Site, ca_params, client_params, key, revocation_params, revocations, server_params},
 };
 
 /// An authority between the CA of `site` and whom it issues to.
@@ -67,7 +64,7 @@ fn an_intermediates_list_counts_where_its_certificate_is_known() {
         refusal(&site),
         "DIR/ca-crl.pem: the revocation list of O=Example,CN=Middle CA revokes nothing here, as ca-cert.pem has no such CA; \
          put the list of a CA there that ca-cert.pem has; where O=Example,CN=Middle CA is an intermediate CA, add its \
-         certificate after this end's own in server-cert.pem"
+         certificate after the end's own in server-cert.pem"
     );
     below(&site, &middle);
     assert!(lets_in(&site, &middle, 8));
@@ -162,16 +159,117 @@ fn a_changed_list_is_blamed_and_not_the_certificate() {
     );
 }
 
+/// A verifier asks the newest list whose part may be meant, and no other: what that one does not have would be let in.
 #[test]
-fn a_list_that_is_about_a_part_only_is_warned_about() {
+fn a_list_that_is_about_a_part_only_is_refused_whatever_is_beside_it() {
     let site = Site::complete();
-    let mut params = revocation_params(7, 2020, 2110);
-    params.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
-        distribution_point: CrlDistributionPoint { uris: vec!["http://ca.example/1".into()] },
-        scope: None,
-    });
-    site.write("ca-crl.pem", params.signed_by(&site.ca).expect("a list").pem().expect("PEM"));
-    let told = warnings(|| drop(load(&site).expect("a server")));
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("is about a part of its certificates only"), "{told:?}");
+    let part = |scope, this_update| {
+        let mut params = revocation_params(8, this_update, 2110);
+        params.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
+            distribution_point: CrlDistributionPoint { uris: vec!["http://ca.example/1".into()] },
+            scope,
+        });
+        params.signed_by(&site.ca).expect("a list").pem().expect("PEM")
+    };
+    site.write("ca-crl.pem", part(None, 2021));
+    assert_eq!(
+        refusal(&site),
+        "DIR/ca-crl.pem: the revocation list of O=Example,CN=Test CA is about a part of its certificates only (issuing distribution \
+         point), and would let in what another list revokes; put the CA's list there that is about all its certificates (one \
+         without that extension)"
+    );
+    let whole = revocations(&site.ca, 7, 2020, 2110);
+    for scope in [None, Some(CrlScope::UserCertsOnly), Some(CrlScope::CaCertsOnly)] {
+        for this_update in [2019, 2021] {
+            let part = part(scope, this_update);
+            for (at, lists) in [(1, [&part, &whole]), (2, [&whole, &part]), (1, [&part, &part])] {
+                site.write("ca-crl.pem", [lists[0].as_str(), lists[1]].concat());
+                let told = refusal(&site);
+                let which = format!("DIR/ca-crl.pem: list {at} of 2: ");
+                assert!(told.starts_with(&which) && told.contains("is about a part"), "{told}");
+            }
+        }
+    }
+    site.write("ca-crl.pem", whole);
+    assert!(!lets_in(&site, &site.ca, 7));
+}
+
+/// The verifier would hold one's certificates against the other's list.
+#[test]
+fn a_list_of_one_of_two_cas_of_a_name_is_refused() {
+    let mut site = Site::complete();
+    let anew = CertifiedIssuer::self_signed(ca_params("Test CA"), key()).expect("a CA");
+    let lists = [revocations(&site.ca, 7, 2020, 2110), revocations(&anew, 7, 2021, 2110)];
+    let both = format!("{}{}", site.ca.pem(), anew.pem());
+    site.write("ca-cert.pem", &both);
+    assert!(lets_in(&site, &site.ca, 7) && lets_in(&site, &anew, 7), "no list, nothing revoked");
+    site.write("ca-crl.pem", &lists[0]);
+    assert_eq!(
+        refusal(&site),
+        "DIR/ca-crl.pem: the revocation list of O=Example,CN=Test CA was signed by one of several CAs of that name that are known \
+         here, with different keys; which of them issued a certificate cannot be told by its name, and good ones of the others \
+         would be refused; leave only the CA of that name whose list this is in ca-cert.pem and after the ends' own \
+         certificates, or give a CA that is made anew a new name"
+    );
+    for lists in [lists[1].clone(), lists.concat()] {
+        site.write("ca-crl.pem", lists);
+        assert!(refusal(&site).contains("with different keys"), "{}", refusal(&site));
+    }
+    // What the text advises.
+    site.write("ca-cert.pem", anew.pem());
+    site.write("ca-crl.pem", &lists[1]);
+    site.ca = anew;
+    site.issue("server", server_params(&["localhost"]));
+    assert!(!lets_in(&site, &site.ca, 7));
+    assert!(lets_in(&site, &site.ca, 8));
+}
+
+#[test]
+fn a_ca_whose_certificate_was_renewed_with_its_key_is_one_ca() {
+    let site = Site::complete();
+    let same = KeyPair::from_pem(&site.ca.key().serialize_pem()).expect("the same key");
+    let mut params = ca_params("Test CA");
+    params.serial_number = Some(99_u64.into());
+    let renewed = CertifiedIssuer::self_signed(params, same).expect("a CA");
+    assert_ne!(renewed.pem(), site.ca.pem());
+    site.write("ca-cert.pem", format!("{}{}", site.ca.pem(), renewed.pem()));
+    site.revoke(7, 2110);
+    assert!(!lets_in(&site, &site.ca, 7));
+    assert!(lets_in(&site, &site.ca, 8));
+}
+
+#[test]
+fn a_source_without_a_certificate_takes_an_intermediates_list_too() {
+    let site = Site::new();
+    let middle = intermediate(&site, ca_params("Middle CA"));
+    site.write("ca-crl.pem", revocations(&middle, 7, 2020, 2110));
+    let client = || ClientCredentials::x509(site.path());
+    let refusal = || site.told(&client().expect_err("refused"));
+    assert_eq!(
+        refusal(),
+        "DIR/ca-crl.pem: the revocation list of O=Example,CN=Middle CA revokes nothing here, as ca-cert.pem has no such CA; \
+         put the list of a CA there that ca-cert.pem has; where O=Example,CN=Middle CA is an intermediate CA, this directory \
+         has neither client-cert.pem nor server-cert.pem for its certificate to follow in: leave its list out, or add its \
+         certificate to ca-cert.pem, which trusts it whatever the CA above it revokes"
+    );
+    site.issue("server", server_params(&["localhost"]));
+    assert!(refusal().ends_with("add its certificate after the end's own in server-cert.pem"));
+    below(&site, &middle);
+    assert!(!client().expect("a client").has_certificate());
+    // One of its own does not hide what the other file has.
+    site.issue("client", client_params("src1"));
+    assert!(client().expect("a client").has_certificate());
+
+    // The other end's file may be anything, and is no reason by itself.
+    site.write("server-cert.pem", "nothing that makes sense");
+    assert!(refusal().ends_with("add its certificate after the end's own in client-cert.pem"));
+    site.revoke(7, 2110);
+    client().expect("a client");
+
+    // What the text advises.
+    let alone = Site::new();
+    let middle = intermediate(&alone, ca_params("Middle CA"));
+    alone.write("ca-crl.pem", revocations(&middle, 7, 2020, 2110));
+    alone.write("ca-cert.pem", format!("{}{}", alone.ca.pem(), middle.pem()));
+    ClientCredentials::x509(alone.path()).expect("a client");
 }
