@@ -5,7 +5,7 @@
 //!                      │ failed, refused, too late, one too many: logged, closed
 //! ```
 //! Handshakes run beside accepting, each with its deadline, so whoever is slow or silent delays nobody; see
-//! [`handshakes`] for who goes when there is one too many, and when nobody is accepted because all are too new to go. A failure is logged with its reason and listening goes on
+//! [`handshakes`] for who goes when there is one too many, and when nobody is accepted because half are too new to go. A failure is logged with its reason and listening goes on
 //! (docs/wire/transports.md §5.3); over a transport that has one connection only (fd, exec) it is the answer.
 //!
 //! They run inside `accept` and nowhere else: no task is left behind, and while nobody accepts nothing happens. What accepts

@@ -38,7 +38,7 @@ pub use crate::{
     capabilities::Capabilities,
     channel::{Channel, ChannelParts, Endpoint, ReceiveHalf, Receiver, SendHalf, Sender},
     connect::{Connector, Listener},
-    crowd::{NEWCOMER_GRACE, who_makes_room},
+    crowd::{AtTheDoor, MakesRoom, NEWCOMER_GRACE, who_makes_room},
     error::{Blame, Error, Result},
     fd_io::{FdIo, FdKind, FdReceiveHalf, FdSendHalf},
     gather::{Gather, GatherFull},

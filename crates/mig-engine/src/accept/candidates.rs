@@ -8,8 +8,8 @@
 //! gets one, and somebody of the largest crowd loses theirs: a flood pushes out itself, and not somebody else. From as many
 //! neighbourhoods as there are seats every crowd is of one: then those who have said nothing yet go first.
 //!
-//! Nobody loses a seat within [`NEWCOMER_GRACE`] of connecting while somebody is missing: a source from the flood's own address may be
-//! among them, its words on their way. Where all of the largest crowd are that new,
+//! Nobody loses a seat within [`NEWCOMER_GRACE`](mig_transport::NEWCOMER_GRACE) of connecting while somebody is missing: a source
+//! from the flood's own address may be among them, its words on their way. Where half of all are that new,
 //! [`full_until`](Candidates::full_until) says when there is a seat again, and nobody is accepted before.
 
 use std::{
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use mig_transport::{Channel, LogLimit, NEWCOMER_GRACE, Peer, who_makes_room};
+use mig_transport::{AtTheDoor, Channel, LogLimit, MakesRoom, Peer, who_makes_room};
 use rustix::process::{Resource, getrlimit};
 use tokio::{
     task::{AbortHandle, Id, JoinSet},
@@ -59,8 +59,7 @@ struct Seat {
     handle: AbortHandle,
     from: Peer,
     spoke: Arc<AtomicBool>,
-    /// Until then it stays, whoever comes.
-    safe_until: Instant,
+    connected: Instant,
 }
 
 impl Candidates {
@@ -95,16 +94,12 @@ impl Candidates {
         self.tasks.len() < self.most + LEAVING
     }
 
-    /// When one more may be accepted, if not now. Once nobody is missing, whoever comes is no source, and neither are those
-    /// who are here.
+    /// When one more may be accepted, if not now.
     pub(super) fn full_until(&self) -> Option<Instant> {
-        if self.seats.len() < self.most || self.most < self.all_seats {
+        if self.seats.len() < self.most {
             return None;
         }
-        let now = Instant::now();
-        let (at, _) = self.whose_turn(now)?;
-        let until = self.seats[at].safe_until;
-        (until > now).then_some(until)
+        self.whose_turn()?.not_before
     }
 
     /// Looks at a new one beside the others, in somebody's place if need be: ask [`full_until`](Self::full_until) before one
@@ -116,22 +111,25 @@ impl Candidates {
         let from = channel.peer().neighbourhood();
         let spoke = Arc::<AtomicBool>::default();
         let handle = self.tasks.spawn(look_at(channel, first_byte, Arc::clone(&spoke)));
-        let safe_until = Instant::now() + NEWCOMER_GRACE;
-        self.seats.push(Seat { task: handle.id(), handle, from, spoke, safe_until });
+        let connected = Instant::now();
+        self.seats.push(Seat { task: handle.id(), handle, from, spoke, connected });
     }
 
-    /// Who makes room, and how many its crowd has.
-    fn whose_turn(&self, now: Instant) -> Option<(usize, usize)> {
-        // The first is the oldest.
-        let seats = self.seats.iter();
-        who_makes_room(
-            seats
-                .map(|seat| (seat.from, seat.spoke.load(Ordering::Relaxed), seat.safe_until > now)),
-        )
+    fn whose_turn(&self) -> Option<MakesRoom> {
+        // Once nobody is missing, whoever comes is no source, and neither are those who are here.
+        let somebody_is_missing = self.most == self.all_seats;
+        let seats = self.seats.iter().map(|seat| AtTheDoor {
+            crowd: seat.from,
+            spoke: seat.spoke.load(Ordering::Relaxed),
+            // The first is the oldest.
+            age: (),
+            newcomer_since: somebody_is_missing.then_some(seat.connected),
+        });
+        who_makes_room(seats, Instant::now())
     }
 
     fn make_room(&mut self) {
-        let Some((at, largest)) = self.whose_turn(Instant::now()) else { return };
+        let Some(MakesRoom { at, crowd: largest, .. }) = self.whose_turn() else { return };
         let seat = self.seats.remove(at);
         seat.handle.abort();
         if let Some(unsaid) = self.log.say() {

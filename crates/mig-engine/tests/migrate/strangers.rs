@@ -220,9 +220,57 @@ async fn a_flood_from_its_own_address_takes_no_slow_sources_seat() {
     check(&pair.destination_ram);
 }
 
-/// Whoever is behind a flood has to wait until all seats went round, a moment each time.
+/// How long a source takes behind so many who say nothing, where all seats are taken by others past their grace.
+async fn behind(addresses: usize, held_say: &[u8], silent: usize) -> Duration {
+    let mut pair = Pair::new();
+    let somewhere =
+        |number: usize| Peer::address([10, 0, 0, u8::try_from(number % addresses).unwrap()].into());
+    let mut ends = Vec::new();
+    let mut held = Vec::new();
+    for number in 0..mig_engine::MAX_CANDIDATES {
+        let (near, mut far) = connection();
+        far.write_all(held_say).await.unwrap();
+        held.push(near.with_peer(somewhere(number)));
+        ends.push(far);
+    }
+    let mut listener = Arriving::new(held);
+    let door = listener.door();
+    let (out, into) = memory_pair(8 * 1024);
+    let connector = Ready::new(out);
+    let source = async {
+        tokio::time::sleep(NEWCOMER_GRACE * 2).await;
+        for number in 0..silent {
+            let (near, far) = connection();
+            door.send(near.with_peer(somewhere(number))).unwrap();
+            ends.push(far);
+        }
+        door.send(into.with_peer(Peer::address([192, 0, 2, 1].into()))).unwrap();
+        let begun = tokio::time::Instant::now();
+        pair.source.run(&connector).await.unwrap();
+        begun.elapsed()
+    };
+    let (took, received) = tokio::join!(source, pair.destination.run(&mut listener));
+    received.unwrap();
+    check(&pair.destination_ram);
+    took
+}
+
+/// A pause for each newcomer among old ones would be 8 s in the first of these.
 #[tokio::test(start_paused = true)]
-async fn a_flood_before_the_source_costs_a_moment_for_each_round_of_seats() {
+async fn newcomers_among_old_holders_stop_the_door_for_half_of_the_seats_only() {
+    for (addresses, held_say, silent) in
+        [(128, &b"QEVM"[..], 80), (13, b"QEVM", 900), (13, b"", 900), (1, b"", 900)]
+    {
+        let took = behind(addresses, held_say, silent).await;
+        let graces = u32::try_from(silent / (mig_engine::MAX_CANDIDATES / 2)).unwrap();
+        let expected = NEWCOMER_GRACE * graces..NEWCOMER_GRACE * (graces + 1);
+        assert!(expected.contains(&took), "{addresses} addresses, {silent} silent: {took:?}");
+    }
+}
+
+/// Whoever is behind a flood has to wait until all seats went round, a moment for each half of them.
+#[tokio::test(start_paused = true)]
+async fn a_flood_before_the_source_costs_a_moment_for_each_half_of_the_seats() {
     let mut pair = Pair::new();
     let here = Peer::address([192, 0, 2, 1].into());
     let (out, into) = memory_pair(8 * 1024);
@@ -243,7 +291,9 @@ async fn a_flood_before_the_source_costs_a_moment_for_each_round_of_seats() {
     sent.unwrap();
     received.unwrap();
     let paused = begun.elapsed();
-    let expected = NEWCOMER_GRACE * ROUNDS..NEWCOMER_GRACE * (ROUNDS + 1);
+    // The first two halves are there at once.
+    let halves = 2 * ROUNDS - 1;
+    let expected = NEWCOMER_GRACE * halves..NEWCOMER_GRACE * (halves + 1);
     assert!(expected.contains(&paused), "{paused:?}");
 }
 

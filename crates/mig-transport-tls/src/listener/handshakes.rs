@@ -10,9 +10,9 @@
 //!
 //! From as many neighbourhoods as there are places every crowd is of one: then those who did not say a record go first.
 //!
-//! Nobody goes within [`NEWCOMER_GRACE`] of connecting while somebody is missing: a source's hello may be on its way, or not
-//! looked at yet. Where all of the largest crowd are that new, [`full_until`](Handshakes::full_until) says when there is
-//! room again, and nobody is accepted before, unless one of them is over.
+//! Nobody goes within [`NEWCOMER_GRACE`](mig_transport::NEWCOMER_GRACE) of connecting while somebody is missing: a source's hello may
+//! be on its way, or not looked at yet. Where half of all are that new, [`full_until`](Handshakes::full_until) says when
+//! there is room again, and nobody is accepted before, unless one of them is over.
 
 use std::{
     future::Future,
@@ -25,7 +25,7 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
-use mig_transport::{Channel, LogLimit, NEWCOMER_GRACE, Peer, Result, who_makes_room};
+use mig_transport::{AtTheDoor, Channel, LogLimit, MakesRoom, Peer, Result, who_makes_room};
 use rustix::process::{Resource, getrlimit};
 use tokio::time::Instant;
 
@@ -65,11 +65,6 @@ impl Handshake {
     fn crowd(&self) -> (Peer, bool) {
         (self.from, self.progress.spoke())
     }
-
-    /// Until then it stays, whoever comes.
-    fn safe_until(&self) -> Instant {
-        self.connected + NEWCOMER_GRACE
-    }
 }
 
 /// See the module.
@@ -104,16 +99,12 @@ impl Handshakes {
         }
     }
 
-    /// When one more may be accepted, if not now. Once nobody is missing, whoever comes is no source, and neither are those
-    /// who are here.
+    /// When one more may be accepted, if not now.
     pub(super) fn full_until(&self) -> Option<Instant> {
-        if self.all.len() < self.most || self.most < self.most_ever {
+        if self.all.len() < self.most {
             return None;
         }
-        let now = Instant::now();
-        let (at, _) = self.whose_turn(now)?;
-        let until = self.all[at].safe_until();
-        (until > now).then_some(until)
+        self.whose_turn()?.not_before
     }
 
     /// Somebody goes for it if there is no place: ask [`full_until`](Self::full_until) before one comes.
@@ -124,17 +115,20 @@ impl Handshakes {
         self.all.push(handshake);
     }
 
-    /// Who makes room, and how many its crowd has.
-    fn whose_turn(&self, now: Instant) -> Option<(usize, usize)> {
-        let all = self.all.iter();
-        who_makes_room(all.map(|one| {
-            let age = (one.safe_until() > now, one.progress.last());
-            (one.crowd(), one.progress.spoke(), age)
-        }))
+    fn whose_turn(&self) -> Option<MakesRoom> {
+        // Once nobody is missing, whoever comes is no source, and neither are those who are here.
+        let somebody_is_missing = self.most == self.most_ever;
+        let all = self.all.iter().map(|one| AtTheDoor {
+            crowd: one.crowd(),
+            spoke: one.progress.spoke(),
+            age: one.progress.last(),
+            newcomer_since: somebody_is_missing.then_some(one.connected),
+        });
+        who_makes_room(all, Instant::now())
     }
 
     fn make_room(&mut self) {
-        let Some((at, largest)) = self.whose_turn(Instant::now()) else { return };
+        let Some(MakesRoom { at, crowd: largest, .. }) = self.whose_turn() else { return };
         let dropped = self.all.remove(at);
         if let Some(unsaid) = self.log.say() {
             tracing::warn!(

@@ -125,9 +125,87 @@ async fn a_silent_flood_from_the_same_address_takes_no_slow_sources_place() {
     destination.expect("rightful");
 }
 
-/// Whoever is behind a flood waits until all places went round, a moment each time, and the oldest make room.
+/// The source says its first word at the end of its grace, and the flood has gone round as often as it could.
 #[tokio::test(start_paused = true)]
-async fn a_flood_before_the_source_costs_a_moment_for_each_round_of_places() {
+async fn a_hello_that_comes_late_is_heard_in_a_flood_from_the_same_address() {
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = 64;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let mut flood = Vec::new();
+    // 64, and then 32 in each grace: it is let in with the last of those that come after 200 ms.
+    for _ in 0..64 + 2 * 32 - 1 {
+        flood.push(stranger(address(1), b"", &knock).await);
+    }
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    for _ in 0..FLOOD {
+        flood.push(stranger(address(1), b"", &knock).await);
+    }
+    let connector = ends.connector(ours);
+    let late = async {
+        tokio::time::sleep(NEWCOMER_GRACE * 3 - Duration::from_millis(5)).await;
+        connector.connect().await
+    };
+    let (source, destination) = in_time(async { tokio::join!(late, listener.accept()) }).await;
+    source.expect("rightful");
+    destination.expect("rightful");
+}
+
+/// So many connect to a door whose 64 or 320 places are taken by others past their grace, and a source behind them: how long
+/// it takes.
+async fn behind(places: usize, addresses: usize, held_say: &[u8], silent: usize) -> Duration {
+    let mut ends = Ends::new();
+    ends.options.max_handshakes = places;
+    let (knock, door) = Door::new();
+    let mut listener = ends.listener(door);
+    let somewhere = |number: usize| {
+        let [high, low] = u16::try_from(number % addresses).expect("few").to_be_bytes();
+        Peer::address([10, 0, high, low].into())
+    };
+    let mut strangers = Vec::new();
+    for number in 0..places {
+        strangers.push(stranger(somewhere(number), held_say, &knock).await);
+    }
+    look(&mut listener).await;
+    tokio::time::advance(NEWCOMER_GRACE).await;
+    for number in 0..silent {
+        strangers.push(stranger(somewhere(number), b"", &knock).await);
+    }
+    let (ours, theirs) = memory_pair_from(address(1), true);
+    knock.send(theirs).expect("the door is there");
+    let connector = ends.connector(ours);
+    let started = tokio::time::Instant::now();
+    let (source, destination) =
+        in_time(async { tokio::join!(connector.connect(), listener.accept()) }).await;
+    source.expect("rightful");
+    destination.expect("rightful");
+    started.elapsed()
+}
+
+/// A pause for each newcomer among old ones would be seconds: 90 of 100 ms each in the first of these.
+#[tokio::test(start_paused = true)]
+async fn newcomers_among_old_holders_stop_the_door_for_half_of_the_places_only() {
+    let begun = endless_hello(16, 1);
+    for (places, addresses, held_say, silent) in [
+        (64, 64, &begun[..], 90),
+        (64, 64, b"", 90),
+        (64, 1, b"", 90),
+        (320, 320, &begun, 80),
+        (320, 32, &begun, 1000),
+        (320, 1, &begun, 1000),
+    ] {
+        let took = behind(places, addresses, held_say, silent).await;
+        let graces = u32::try_from(silent / (places / 2)).expect("few");
+        let expected =
+            NEWCOMER_GRACE * graces..=NEWCOMER_GRACE * graces + Duration::from_millis(50);
+        assert!(expected.contains(&took), "{places} of {addresses}, {silent} silent: {took:?}");
+    }
+}
+
+/// Whoever is behind a flood waits until all places went round, a moment for each half of them.
+#[tokio::test(start_paused = true)]
+async fn a_flood_before_the_source_costs_a_moment_for_each_half_of_the_places() {
     const ROUNDS: u32 = 4;
     let mut ends = Ends::new();
     ends.options.max_handshakes = 64;
@@ -146,7 +224,9 @@ async fn a_flood_before_the_source_costs_a_moment_for_each_round_of_places() {
     source.expect("rightful");
     destination.expect("rightful");
     let paused = started.elapsed();
-    let expected = NEWCOMER_GRACE * ROUNDS..NEWCOMER_GRACE * (ROUNDS + 1);
+    // The first two halves are there at once.
+    let halves = 2 * ROUNDS - 1;
+    let expected = NEWCOMER_GRACE * halves..NEWCOMER_GRACE * (halves + 1);
     assert!(expected.contains(&paused), "{paused:?}");
 }
 

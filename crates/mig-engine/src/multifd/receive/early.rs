@@ -15,7 +15,8 @@ use std::{
 
 use mig_proto::multifd::Hello;
 use mig_stream::{Stream, StreamReader};
-use mig_transport::who_makes_room;
+use mig_transport::{AtTheDoor, who_makes_room};
+use tokio::time::Instant;
 
 use super::Origin;
 use crate::error::Error;
@@ -82,9 +83,14 @@ impl Waiting {
     /// Lets the oldest of the largest crowd go.
     pub(super) fn make_room(&mut self) -> Option<Early> {
         // All have said their hello, and the first is the oldest.
-        let all = self.all.iter().map(|early| (Origin::of(&early.stream).crowd(), true, ()));
-        let (at, _) = who_makes_room(all)?;
-        Some(self.all.remove(at))
+        let all = self.all.iter().map(|early| AtTheDoor {
+            crowd: Origin::of(&early.stream).crowd(),
+            spoke: true,
+            age: (),
+            newcomer_since: None,
+        });
+        let goes = who_makes_room(all, Instant::now())?;
+        Some(self.all.remove(goes.at))
     }
 
     /// Drops those that have ended meanwhile, and answers their numbers.
