@@ -251,7 +251,8 @@ fn part_of_connecting(error: &mig_transport::Error) -> Wait {
         }
         _ => return Wait::Connect,
     };
-    if doing.contains("handshake") { Wait::Handshake } else { Wait::Connect }
+    // At the beginning: the name of a host or of a socket may have any word in it.
+    if doing.starts_with("TLS handshake") { Wait::Handshake } else { Wait::Connect }
 }
 
 impl From<mig_stream::Error> for Error {
