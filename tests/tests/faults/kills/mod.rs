@@ -62,6 +62,9 @@ const BYTES_PER_SEC: u32 = 512 << 10;
 const SPAN_SLOWLY: Duration = Duration::from_secs(4);
 /// The latest moment of a kill, in hundredths of the span: some come when all is over.
 const LATEST: u64 = 115;
+/// So many kills of one transport do not all come when all is over. Half as many may: an end alone takes milliseconds, and its
+/// control, with others beside it, took longer.
+const ENOUGH: usize = 12;
 /// Cases under way at a time, and where the processor is emulated.
 const AT_ONCE: [usize; 2] = [8, 2];
 
@@ -179,10 +182,32 @@ pub(crate) fn every(ways: &[Way], stored: bool) {
         }
         (index, word.map_err(|why| format!("{told}: {why}")))
     });
+    // The sample whose moments are not measured is too small to say.
+    if count > 1 {
+        demand_strikes(&combinations, &words, &mut tallies);
+    }
     for (index, word) in words {
         tallies.get_mut(&index).expect("each has one").add_word(Kind::Killed, word);
     }
     Tally::conclude(tallies.into_values());
+}
+
+/// Of a transport's kills some must have come in time: if everything arrives, nothing was tried.
+fn demand_strikes(
+    combinations: &[(Way, Mode)],
+    words: &[(usize, Result<Word, String>)],
+    tallies: &mut BTreeMap<usize, Tally>,
+) {
+    let ways: BTreeMap<_, _> =
+        words.iter().map(|(index, _)| (combinations[*index].0.name(), *index)).collect();
+    for (name, first) in ways {
+        let mut tried = words.iter().filter(|(index, _)| combinations[*index].0.name() == name);
+        let enough = tried.clone().count() >= ENOUGH;
+        if enough && tried.all(|(_, word)| matches!(word, Ok(Word::Arrived))) {
+            let tally = tallies.get_mut(&first).expect("each has one");
+            tally.add_word(Kind::Killed, Err(format!("{name}: no kill came before all was over")));
+        }
+    }
 }
 
 /// What `one` answers for each number, so many at a time.
