@@ -9,7 +9,7 @@ use std::{
 
 use mig::{
     ConnectOptions, ConnectTls, ListenOptions, ListenTls,
-    engine::{Deadlines, Destination, Error, Outcome, Source},
+    engine::{Deadlines, Destination, Error, Outcome, Owner, Source},
     ram::RamBlocks,
     transport::{Blame, MigrationAddress},
 };
@@ -26,6 +26,8 @@ use crate::{
 
 /// Says in this process's environment that it is to be an end; the rest says which.
 pub(crate) const END: &str = "MIG_FAULTS_END";
+/// What a source says at its end if nothing of its guest's last state can have left.
+pub(super) const NEVER_STOPPED: &str = "guest never stopped";
 const URI: &str = "MIG_FAULTS_END_URI";
 const MODE: &str = "MIG_FAULTS_END_MODE";
 const RATE: &str = "MIG_FAULTS_END_RATE";
@@ -102,6 +104,14 @@ pub(crate) fn end() {
         && (contents(&memory) != final_contents() || life.state().devices != devices())
     {
         say("wrong: another guest arrived");
+    }
+    let state = life.state();
+    if sends && !state.stopped {
+        say(NEVER_STOPPED);
+    }
+    let is_its_owner = outcome.as_ref().is_err_and(|error| error.owner() == Owner::Source);
+    if sends && is_its_owner != (!state.stopped || state.resumed) {
+        say("wrong: the guest runs where it should not, or does not where it should");
     }
     match outcome {
         Ok(outcome) if outcome.confirmed || !sends => say("ended: completed"),

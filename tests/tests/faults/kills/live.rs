@@ -4,7 +4,7 @@ use std::fs;
 
 use mig_tests::process::Process;
 
-use super::{BOUND, BYTES_PER_SEC, Kill, WAITED, joint::Joint, strangers};
+use super::{BOUND, BYTES_PER_SEC, Kill, WAITED, child::NEVER_STOPPED, joint::Joint, strangers};
 use crate::{cases::End, judge::Word, stored::check_kept, way::Way};
 
 /// What one end has said, all of it.
@@ -55,6 +55,8 @@ pub(super) fn judge(
     let confirmed = source.has("ended: completed");
     let unconfirmed = source.has("ended: sent, not confirmed");
     check(!(started && keeps), "two owners")?;
+    // The end of the stream leaves behind a stopped guest only.
+    check(keeps || !source.has(NEVER_STOPPED), "a guest that ran on is not its source's")?;
     check(!confirmed || joint.mode.has_return_path(), "confirmed by nobody")?;
     check(!unconfirmed || !joint.mode.has_return_path(), "not confirmed, and it was to be")?;
     if destination.survived {
