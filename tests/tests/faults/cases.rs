@@ -258,13 +258,6 @@ fn operations(all: &mut Vec<Trouble>, end: End, faults: &Faults, thin: u64) {
         for nth in (0..count).filter(|nth| !between.contains(nth) || nth % step == 0) {
             let errno = ERRNOS[all.len() % ERRNOS.len()];
             for act in [Act::Fail(errno), Act::Stall] {
-                if matches!(
-                    operation,
-                    Operation::DiskWrite | Operation::DiskSync | Operation::DiskCommit
-                ) && act == Act::Stall
-                {
-                    continue;
-                }
                 // A connector has a deadline of its own: that it returns is its promise.
                 if operation == Operation::Connect && act == Act::Stall {
                     continue;
