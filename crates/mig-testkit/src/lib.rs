@@ -22,6 +22,6 @@ mod reset;
 pub use crate::{
     direct::{DirectRam, Fault, direct_pair},
     memory::{memory_pair, stream_channel, stream_parts},
-    report::not_applicable,
+    report::{not_applicable, runs_inside},
     reset::Breaker,
 };

@@ -1,6 +1,6 @@
 //! What a test tells beyond passed and failed, in the form that `cargo xtask test` collects.
 
-use std::{fs::OpenOptions, io::Write};
+use std::{fs::OpenOptions, io::Write, process::Command};
 
 /// Says that the running test does not apply to this machine, for the cause `id` of `tests/not-applicable.toml`. The
 /// caller returns after it. The line `not-applicable<TAB>TEST<TAB>ID: REASON` goes to the end of the file that
@@ -30,4 +30,39 @@ pub fn not_applicable(id: &str, reason: &str) {
             panic!("cannot write {}: {error}", file.display());
         }
     }
+}
+
+/// Set in a process that a test has started of itself.
+const INSIDE: &str = "MIG_TEST_INSIDE";
+
+/// Runs the test of this name once more, in a process that `command` starts with the words to be run at its end; answers
+/// true within that process. Where such a process cannot be had, the test is [not applicable](not_applicable), for
+/// the cause `network-namespace`.
+///
+/// # Panics
+///
+/// If the test fails there.
+pub fn runs_inside(name: &str, command: &[&str]) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let outcome = std::env::current_exe().and_then(|test| {
+        Command::new(command[0])
+            .args(&command[1..])
+            .arg(test)
+            .args(["--exact", name, "--nocapture"])
+            .env(INSIDE, "yes")
+            .output()
+    });
+    match outcome {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr);
+            assert!(!text.contains("running 1 test"), "{text}");
+            not_applicable("network-namespace", &text);
+        }
+        Err(error) => not_applicable("network-namespace", &format!("{}: {error}", command[0])),
+    }
+    false
 }

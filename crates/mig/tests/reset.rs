@@ -12,7 +12,6 @@
 
 use std::{
     net::SocketAddr,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,7 +31,7 @@ use mig::{
     tls::{ClientCredentials, ServerCredentials, trial},
     transport::MigrationAddress,
 };
-use mig_testkit::not_applicable;
+use mig_testkit::runs_inside;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -47,36 +46,10 @@ const WITHHELD_BYTES: u64 = 1_000_000;
 /// No wait of a test takes longer on any machine.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Set where the network is of our own.
-const INSIDE: &str = "MIG_RESET_TEST";
-const NETWORK: [&str; 6] = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c"];
 /// Packets and send buffers as small as between two hosts, so that the writer is still at it when the rest is decided.
 const SMALL: &str = "ip link set lo mtu 1500 up && echo 4096 16384 65536 > /proc/sys/net/ipv4/tcp_wmem && exec \"$0\" \"$@\"";
 
-/// Whether this process has such a network; otherwise the test `name` was run in one.
-fn runs_in_a_network(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let outcome = Command::new(NETWORK[0])
-        .args(&NETWORK[1..])
-        .arg(SMALL)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "yes")
-        .output();
-    match outcome {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            assert!(!text.contains("running 1 test"), "{text}");
-            not_applicable("network-namespace", &text);
-        }
-        Err(error) => not_applicable("network-namespace", &format!("{}: {error}", NETWORK[0])),
-    }
-    false
-}
+const NETWORK: [&str; 7] = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", SMALL];
 
 /// A guest of which one thing matters.
 struct TestGuest {
@@ -310,28 +283,28 @@ async fn reset_behind_the_end(mode: Mode) {
 
 #[test]
 fn a_reset_that_takes_the_verdict_along() {
-    if runs_in_a_network("a_reset_that_takes_the_verdict_along") {
+    if runs_inside("a_reset_that_takes_the_verdict_along", &NETWORK) {
         reset_behind_the_end(Mode::Plain);
     }
 }
 
 #[test]
 fn the_same_where_a_proxy_ends_it_in_order() {
-    if runs_in_a_network("the_same_where_a_proxy_ends_it_in_order") {
+    if runs_inside("the_same_where_a_proxy_ends_it_in_order", &NETWORK) {
         reset_behind_the_end(Mode::Proxy);
     }
 }
 
 #[test]
 fn the_same_of_main_beside_data_channels() {
-    if runs_in_a_network("the_same_of_main_beside_data_channels") {
+    if runs_inside("the_same_of_main_beside_data_channels", &NETWORK) {
         reset_behind_the_end(Mode::Multifd);
     }
 }
 
 #[test]
 fn the_same_around_tls() {
-    if runs_in_a_network("the_same_around_tls") {
+    if runs_inside("the_same_around_tls", &NETWORK) {
         reset_behind_the_end(Mode::Tls);
     }
 }

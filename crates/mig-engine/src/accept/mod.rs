@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Candidates are looked at side by side, so a stranger delays nobody; at most [`MAX_CANDIDATES`] of them wait at a
-//! time, and one more gets the seat of the oldest of the largest crowd, unless all of it connected a moment ago. Of whom was dropped a few lines are logged and then
-//! a number. A transport with one channel only (fd, exec, file) has no strangers: what comes over it is the answer, and if
+//! time, and one more gets the seat of the oldest of the largest crowd, unless half of all connected a moment ago. Of whom was dropped a few
+//! lines are logged and then a number. A transport with one channel only (fd, exec, file) has no strangers: what comes over it is the answer, and if
 //! that is no migration stream, the error says so.
 //!
 //! Data channels may come before main and after it, so where they are expected accepting goes on for as long as the

@@ -9,11 +9,11 @@ use std::{
     thread,
 };
 
-use mig_testkit::pattern;
+use mig_testkit::{pattern, runs_inside};
 use mig_transport::Gather;
 use tokio::io::AsyncWriteExt;
 
-use super::support::{Gone, channel, region, runs_inside, send, sockets};
+use super::support::{Gone, channel, region, send, sockets};
 
 #[test]
 fn too_little_lockable_memory_is_told_in_figures() {

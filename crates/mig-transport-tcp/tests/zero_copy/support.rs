@@ -4,7 +4,6 @@ use std::{
     future::poll_fn,
     io,
     net::{TcpListener, TcpStream},
-    process::Command,
     ptr::NonNull,
     sync::{
         Arc,
@@ -12,39 +11,11 @@ use std::{
     },
 };
 
-use mig_testkit::{not_applicable, pattern};
+use mig_testkit::pattern;
 use mig_transport::{
     Capabilities, Channel, Endpoint, FdIo, FdKind, Gather, Region, RegionSlice, Sender, VecRegion,
 };
 use tokio::io::Interest;
-
-/// Set in a process that a test has started of itself.
-const INSIDE: &str = "MIG_ZERO_COPY_TEST";
-
-/// Runs the test of this name once more, in a process that `command` starts with the words to be run at its end; answers
-/// true within that process. Says so where such a process cannot be had.
-pub(crate) fn runs_inside(name: &str, command: &[&str]) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let outcome = Command::new(command[0])
-        .args(&command[1..])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "yes")
-        .output();
-    match outcome {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            assert!(!text.contains("running 1 test"), "{text}");
-            not_applicable("network-namespace", &text);
-        }
-        Err(error) => not_applicable("network-namespace", &format!("{}: {error}", command[0])),
-    }
-    false
-}
 
 /// Two ends of a connection over loopback, not yet known to any runtime.
 pub(crate) fn sockets() -> (TcpStream, TcpStream) {

@@ -18,11 +18,12 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use mig_testkit::runs_inside;
 use mig_transport::Gather;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncWriteExt;
 
-use super::support::{Gone, channel, region, runs_inside, send};
+use super::support::{Gone, channel, region, send};
 
 const HERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 4000);
 const THERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 5000);
